@@ -1,0 +1,377 @@
+"""From documents to batches: sampling, tokenising, cutting, sharding and bucketing by length.
+
+Tensor names carry their axes: `B` documents of a batch, `T` tokens.
+"""
+
+import hashlib
+import heapq
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from babelscope.corpora.sources import Corpus
+from babelscope.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Tokenizer = Any
+"""A Hugging Face tokenizer: a call with `truncation`, `max_length`, `return_special_tokens_mask`."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenizedDocument:
+    """The tokens of one document, cut to `max_tokens`."""
+
+    index: int
+    """Its place in the corpus."""
+    position: int
+    """Its place among the sampled documents of the whole corpus: the same in every shard."""
+    ids: "NDArray[np.int32]"
+    """[T] int32, with the special tokens that the tokenizer adds by default."""
+    special: "NDArray[np.bool_]"
+    """[T] bool, True at BOS, EOS and the like, whether the tokenizer added them or the text spells them out."""
+    n_bytes: int
+    """UTF-8 bytes of the text that the tokens cover; of the whole text if the tokenizer knows no offsets."""
+    cut: bool
+    """Whether the text had more than `max_tokens` tokens."""
+
+
+@dataclass(eq=False, slots=True)
+class SkipCounts:
+    """What became of every document: `seen == used + skipped`. Complete when the documents have all been taken."""
+
+    min_tokens: int
+    max_tokens: int
+    asked: int | None = None
+    """Documents asked for; None for all."""
+    seen: int = 0
+    """Documents read from the corpus."""
+    used: int = 0
+    """Documents of the sample that this shard holds."""
+    empty: int = 0
+    """Nothing but white space."""
+    too_short: int = 0
+    """Fewer than `min_tokens` tokens, special ones not counted."""
+    not_sampled: int = 0
+    """Not drawn; some of them would have been too short, which nobody had to find out."""
+    other_shards: int = 0
+    """In the sample, but another shard's."""
+    cut: int = 0
+    """Of the used: cut to `max_tokens`."""
+
+    @property
+    def sampled(self) -> int:
+        """Documents of the sample, of all shards."""
+        return self.used + self.other_shards
+
+    @property
+    def skipped(self) -> int:
+        """Documents seen and not used by this shard."""
+        return self.empty + self.too_short + self.not_sampled + self.other_shards
+
+    def __str__(self) -> str:
+        reasons = (
+            (self.empty, "empty"),
+            (self.too_short, f"too short (under {self.min_tokens} tokens)"),
+            (self.not_sampled, "not sampled"),
+            (self.other_shards, "left to other shards"),
+        )
+        asked = f" ({self.asked} asked for)" if self.asked is not None and self.sampled < self.asked else ""
+        parts = [f"{self.used} of {self.seen} documents used{asked}"]
+        parts += [f"{count} {reason}" for count, reason in reasons if count]
+        parts += [f"{self.cut} of the used cut to {self.max_tokens} tokens"] if self.cut else []
+        return ", ".join(parts)
+
+
+def sample_documents(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    *,
+    documents: int | None,
+    max_tokens: int,
+    min_tokens: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[Iterator[TokenizedDocument], SkipCounts]:
+    """Draw documents, tokenise and cut them.
+
+    A document is eligible if it isn't empty and has at least `min_tokens` tokens after cutting, special ones not counted.
+
+    - `documents=None`: every eligible document, streamed, in constant memory.
+    - `documents=N` of a bounded corpus: N eligible documents, uniformly without replacement, in one pass. Each document
+      has a priority that only `seed` and its index decide, and the N lowest are kept, so that no order of reading and
+      no sharding changes the sample. Holds the tokens of N documents: 5 bytes per token.
+    - `documents=N` of an unbounded one (Hub stream, iterator): the first N eligible, streamed. A Hub stream arrives
+      shuffled by the seed given to `open_corpus`.
+
+    Args:
+        corpus: from `open_corpus`.
+        tokenizer: a Hugging Face tokenizer.
+        documents: how many, over all shards; None for all.
+        max_tokens: length that documents are cut to, special tokens included.
+        min_tokens: shortest document in use, in tokens that aren't special.
+        seed: of the draw.
+        shard: (i, n): of the sample, in the order of the corpus, take the documents at positions i, i + n, i + 2n, ...
+            The n shards together are the sample.
+
+    Returns:
+        The documents in the order of the corpus, read lazily, and counts that are filled in as they are read.
+
+    Raises:
+        ConfigError: settings out of range, at once.
+        DataError: no eligible document in the whole corpus, once it has been read; a text that isn't valid Unicode.
+    """
+    added = tokenizer.num_special_tokens_to_add()
+    if documents is not None and documents < 1:
+        raise ConfigError(f"documents must be at least 1, found {documents}; leave it out (None) to use all")
+    if min_tokens < 1:
+        raise ConfigError(f"min_tokens must be at least 1, found {min_tokens}; a document without tokens has no impact")
+    if min_tokens > max_tokens - added:
+        raise ConfigError(
+            f"min_tokens={min_tokens} can't be reached: documents are cut to max_tokens={max_tokens}, of which {added} are "
+            f"special tokens; lower min_tokens to {max_tokens - added} or raise max_tokens to {min_tokens + added}"
+        )
+    if not 0 <= shard[0] < shard[1]:
+        raise ConfigError(f"shard must be (i, n) with 0 <= i < n, found {shard}; the first of four is (0, 4)")
+    counts = SkipCounts(min_tokens, max_tokens, documents)
+    tokenize = _document_tokenizer(tokenizer, max_tokens)
+    if documents is not None and corpus.bounded:
+        sample = _lowest_priorities(corpus, tokenize, counts, documents, seed)
+    else:
+        sample = itertools.islice(_eligible(corpus, tokenize, counts), documents)
+    return _deal(sample, corpus, counts, shard), counts
+
+
+def _eligible(
+    corpus: Corpus,
+    tokenize: Callable[[int, str, str], TokenizedDocument],
+    counts: SkipCounts,
+    wanted: Callable[[int], bool] = lambda index: True,
+) -> Iterator[TokenizedDocument]:
+    """The eligible documents among the wanted ones, counting all others. Unwanted documents aren't tokenised."""
+    for document in corpus:
+        counts.seen += 1
+        if not document.text.strip():
+            counts.empty += 1
+        elif not wanted(document.index):
+            counts.not_sampled += 1
+        else:
+            tokenized = tokenize(document.index, document.text, corpus.name)
+            if int((~tokenized.special).sum()) < counts.min_tokens:
+                counts.too_short += 1
+            else:
+                yield tokenized
+
+
+def _lowest_priorities(
+    corpus: Corpus,
+    tokenize: Callable[[int, str, str], TokenizedDocument],
+    counts: SkipCounts,
+    documents: int,
+    seed: int,
+) -> Iterator[TokenizedDocument]:
+    heap: list[tuple[int, int, TokenizedDocument]] = []  # the worst on top: (-priority, index, document)
+
+    def beats_the_worst(index: int) -> bool:
+        return len(heap) < documents or _priority(seed, index) < -heap[0][0]
+
+    for document in _eligible(corpus, tokenize, counts, beats_the_worst):
+        entry = (-_priority(seed, document.index), document.index, document)
+        if len(heap) < documents:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heapreplace(heap, entry)
+            counts.not_sampled += 1
+    yield from (document for _, _, document in sorted(heap, key=lambda entry: entry[1]))
+
+
+def _priority(seed: int, index: int) -> int:
+    """128 random bits that only the seed and the index decide, on every machine and in every version of Python."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=16).digest())
+
+
+def _deal(
+    sample: Iterable[TokenizedDocument], corpus: Corpus, counts: SkipCounts, shard: tuple[int, int]
+) -> Iterator[TokenizedDocument]:
+    """Numbers the documents of the sample and passes on the shard's."""
+    for position, document in enumerate(sample):
+        if position % shard[1] == shard[0]:
+            counts.used += 1
+            counts.cut += document.cut
+            yield replace(document, position=position)
+        else:
+            counts.other_shards += 1
+    if not counts.sampled:
+        raise DataError(f"no usable document in {corpus.name}: {counts}; lower min_tokens, or give longer documents")
+    if counts.asked is not None and counts.sampled < counts.asked:
+        logger.warning("%s has fewer documents than asked for: %s", corpus.name, counts)
+
+
+def _document_tokenizer(tokenizer: Tokenizer, max_tokens: int) -> Callable[[int, str, str], TokenizedDocument]:
+    """A function of (index, text, corpus name) that tokenises one text."""
+    import numpy as np
+
+    # An unknown word is text that the model sees; but byte-level tokenizers reuse BOS or EOS as the unused <unk>.
+    roles = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "cls", "sep", "mask")}
+    special_ids = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id or token in roles]
+
+    def tokenize(index: int, text: str, name: str) -> TokenizedDocument:
+        try:
+            n_bytes = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{name}: document {index} isn't valid Unicode: {error.reason} at character {error.start}; repair the "
+                r"text, for example drop escapes of half a character such as \ud83d"
+            ) from error
+        encoded = tokenizer(
+            text,
+            truncation=True,
+            max_length=max_tokens,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=tokenizer.is_fast,
+            return_attention_mask=False,
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        special = np.asarray(encoded["special_tokens_mask"], dtype=bool) | np.isin(ids, special_ids)
+        if tokenizer.is_fast:
+            cut = bool(encoded.encodings[0].overflowing)
+        else:  # a full document may have been exactly that long
+            cut = len(ids) >= max_tokens and len(tokenizer(text, verbose=False)["input_ids"]) > max_tokens
+        if cut and tokenizer.is_fast:
+            spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
+            n_bytes = len(text[spans[0][0] : spans[-1][1]].encode("utf-8")) if spans else 0
+        return TokenizedDocument(index, -1, ids, special, n_bytes, cut)
+
+    return tokenize
+
+
+# Batches
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Documents of similar length, padded on the right, longest first. All tensors are on the CPU."""
+
+    input_ids: "Tensor"
+    """[B, T] int64"""
+    attention_mask: "Tensor"
+    """[B, T] int64, 1 at tokens, 0 at padding"""
+    counted: "Tensor"
+    """[B, T] bool, the tokens that enter statistics: no padding and, unless asked for, no special tokens"""
+    document_index: "Tensor"
+    """[B] int64, place in the corpus"""
+    position: "Tensor"
+    """[B] int64, place among the sampled documents of the whole corpus; `position % folds` deals them into folds"""
+    n_bytes: "Tensor"
+    """[B] int64, UTF-8 bytes of the text that the tokens cover"""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two batches of half the documents, each no wider than its longest, for when the whole runs out of memory.
+
+        Raises:
+            ValueError: a batch of one document.
+        """
+        if len(self) < 2:
+            raise ValueError("a batch of one document can't be halved")
+        half = (len(self) + 1) // 2
+        return self._rows(slice(None, half)), self._rows(slice(half, None))
+
+    def _rows(self, rows: slice) -> "Batch":
+        width = int(self.attention_mask[rows].sum(dim=1).max())
+        return Batch(
+            input_ids=self.input_ids[rows, :width],
+            attention_mask=self.attention_mask[rows, :width],
+            counted=self.counted[rows, :width],
+            document_index=self.document_index[rows],
+            position=self.position[rows],
+            n_bytes=self.n_bytes[rows],
+        )
+
+
+def batches(
+    documents: Iterable[TokenizedDocument],
+    *,
+    token_budget: int,
+    window: int = 2048,
+    pad_id: int = 0,
+    max_batch: int | None = None,
+    count_special: bool = False,
+) -> Iterator[Batch]:
+    """Group documents of similar length.
+
+    Within a window of documents they are sorted by length, longest first (so that a batch that doesn't fit in memory
+    shows early), ties in the order of the corpus. The same documents and arguments give the same batches: a run that
+    resumes skips as many as it has done.
+
+    Args:
+        documents: read a window at a time.
+        token_budget: bound of rows times width, padding included. A document longer than that is a batch of its own.
+        window: documents that are sorted together.
+        pad_id: fills what the attention mask hides; see `padding_id`.
+        max_batch: bound of rows; None for none.
+        count_special: count special tokens in statistics too, as the paper does.
+
+    Raises:
+        ConfigError: a setting under 1.
+    """
+    for name, value in (("token_budget", token_budget), ("window", window), ("max_batch", max_batch)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, found {value}")
+    return _batches(iter(documents), token_budget, window, pad_id, max_batch or window, count_special)
+
+
+def _batches(
+    documents: Iterator[TokenizedDocument],
+    token_budget: int,
+    window: int,
+    pad_id: int,
+    max_batch: int,
+    count_special: bool,
+) -> Iterator[Batch]:
+    while bucket := list(itertools.islice(documents, window)):
+        bucket.sort(key=lambda document: -len(document.ids))
+        start = 0
+        while start < len(bucket):
+            rows = min(max(1, token_budget // len(bucket[start].ids)), max_batch)
+            yield _collate(bucket[start : start + rows], pad_id, count_special)
+            start += rows
+
+
+def _collate(documents: list[TokenizedDocument], pad_id: int, count_special: bool) -> Batch:
+    import torch
+
+    shape = (len(documents), max(len(document.ids) for document in documents))
+    ids_BT = torch.full(shape, pad_id, dtype=torch.int64)
+    mask_BT = torch.zeros(shape, dtype=torch.int64)
+    counted_BT = torch.zeros(shape, dtype=torch.bool)
+    for row, document in enumerate(documents):
+        length = len(document.ids)
+        ids_BT[row, :length] = torch.from_numpy(document.ids)
+        mask_BT[row, :length] = 1
+        counted_BT[row, :length] = True if count_special else torch.from_numpy(~document.special)
+    return Batch(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        counted=counted_BT,
+        document_index=torch.tensor([document.index for document in documents]),
+        position=torch.tensor([document.position for document in documents]),
+        n_bytes=torch.tensor([document.n_bytes for document in documents]),
+    )
+
+
+def padding_id(tokenizer: Tokenizer) -> int:
+    """An id to pad with: the tokenizer's own, else its EOS, else 0. Padding is masked, so any valid id does."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

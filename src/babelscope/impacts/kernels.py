@@ -1,0 +1,285 @@
+"""What switching off one query or key channel does to the attention probabilities, for all channels at once.
+
+Axes: `P` (sequence, kv head) pairs, `R` query heads per kv head, `I` query rows, `J` keys, `C` channels.
+
+Switching off channel c changes the score of row i and key j by
+
+    delta_ijc = sum over terms of row_ic * column_jc            (rank 1 without rotation, 2 with it)
+              + gain * score_ij                                 (Q/K norms: the other channels grow)
+
+With A the probabilities and D = expm1(delta), three running sums over j give the row's change:
+
+    z = sum A D,   c = sum A^2 D,   p = sum (A D)^2,   B = sum A^2
+    || A' - A ||^2 = (p - 2 z c + z^2 B) / (1 + z)^2
+
+so nothing of size I x J x C is ever stored by the fused version. The softmax does not change when a constant is
+added to a row, so delta is centred on its mean under A first: without that, a row with a single key (true change 0)
+would come out as sqrt(rounding) of delta, which a large channel makes larger than the true impacts of small ones.
+
+Source: paper Eq. 8 for the quantity; the sums are derived in the design note on exact impacts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+KernelName = Literal["auto", "compiled", "eager", "reference"]
+
+ROW_BLOCK = 32
+"""Query rows handled at once. Smaller blocks skip more of the future (j > i); 32 was fastest on two CPU cores."""
+
+EAGER_ELEMENTS = 4_000_000
+"""Largest I x J x C temporary of the eager version, in elements (16 MB in float32)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """How switching off each channel changes the scores, for one block of rows or a whole sequence."""
+
+    rows: tuple[Tensor, ...]
+    """Row factors, each [P, R, I, C]; the softmax scale and the minus sign are folded in here."""
+    columns: tuple[Tensor, ...]
+    """Column factors, each [P, J, C], one per row factor."""
+    row_gain: Tensor | None = None
+    """[P, R, I, C]: relative growth of the scores of row i when channel c is off (query norm)."""
+    column_gain: Tensor | None = None
+    """[P, J, C]: relative growth of the scores of key j when channel c is off (key norm)."""
+
+    def block(self, start: int, stop: int, low: int, high: int) -> Change:
+        """The part for rows start:stop and keys low:high."""
+        return Change(
+            tuple(row[:, :, start:stop] for row in self.rows),
+            tuple(column[:, low:high] for column in self.columns),
+            None if self.row_gain is None else self.row_gain[:, :, start:stop],
+            None if self.column_gain is None else self.column_gain[:, low:high],
+        )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What an attention function received, in compute precision (float32, or float64 for a float64 model)."""
+
+    query: Tensor
+    """[P, R, T, D], after rotation."""
+    key: Tensor
+    """[P, T, D], after rotation."""
+    scale: float
+    bias: Callable[[int, int, int, int], Tensor]
+    """bias(row start, row stop, key low, key high) -> additive mask and position bias, broadcastable to [P, R, I, J]."""
+    row_weight: Tensor
+    """[P, T]: 1 where the query row counts, else 0."""
+    blocks: tuple[tuple[int, int, int, int], ...]
+    """(row start, row stop, key low, key high): which keys each block of rows can see; the rest is never computed."""
+    cap: float | None = None
+    """Soft cap of the scores: cap * tanh(score / cap)."""
+    sink: Tensor | None = None
+    """[P, R]: logit of an attention sink that takes probability but is no key."""
+
+
+def impact_squares(attention: Attention, changes: list[Change], kernel: KernelName = "eager") -> list[Tensor]:
+    """Squared Frobenius change of the attention probabilities when each channel is off.
+
+    Args:
+        attention: queries, keys and masks of one layer and batch.
+        changes: one entry per question asked of the same attention (queries, keys); the probabilities are shared.
+        kernel: `compiled` (fused by torch.compile), `eager` (the same sums in chunks), or `reference` (every
+            channel's softmax written out).
+
+    Returns:
+        For each change: [P, R, C], summed over the counted rows; dtype of the attention.
+    """
+    sums = _compiled_sums() if kernel == "compiled" else _eager_sums
+    results = [change.rows[0].new_zeros(*change.rows[0].shape[:2], change.rows[0].shape[3]) for change in changes]
+    extremes = [_extreme_channels(attention, change) for change in changes]
+    for start, stop, low, high in attention.blocks:
+        scores = attention.query[:, :, start:stop] @ attention.key[:, None, low:high].transpose(2, 3) * attention.scale
+        bias = attention.bias(start, stop, low, high)
+        probabilities, sink = _softmax(_capped(scores, attention.cap) + bias, attention.sink)
+        weight = attention.row_weight[:, start:stop]
+        for result, change, extreme in zip(results, changes, extremes, strict=True):
+            part = change.block(start, stop, low, high)
+            if kernel == "reference":
+                every = torch.ones_like(result, dtype=torch.bool).nonzero()
+                _add_written_out(result, every, probabilities, scores, bias, weight, part, attention)
+                continue
+            block = sums(probabilities, scores, weight, part, attention.cap, sink)
+            if len(extreme):
+                block[tuple(extreme.unbind(1))] = 0
+            result += block
+            if len(extreme):
+                _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
+    return results
+
+
+def _capped(scores: Tensor, cap: float | None) -> Tensor:
+    return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def _softmax(logits: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Probabilities of the keys [P, R, I, J] and of the sink [P, R, I] (None without one); a fully masked row is 0."""
+    if sink is None:
+        return torch.softmax(logits, dim=-1).nan_to_num(0.0), None
+    with_sink = torch.cat([logits, sink[:, :, None, None].expand(*logits.shape[:3], 1)], dim=-1)
+    probabilities = torch.softmax(with_sink, dim=-1)
+    return probabilities[..., :-1], probabilities[..., -1]
+
+
+def _fused_sums(
+    probabilities: Tensor,
+    scores: Tensor,
+    weight: Tensor,
+    rows: tuple[Tensor, ...],
+    columns: tuple[Tensor, ...],
+    row_gain: Tensor | None,
+    column_gain: Tensor | None,
+    cap: float | None,
+    sink: Tensor | None,
+) -> Tensor:
+    """The three sums for one block of rows: [P, R, C]. Fused by the compiler; eager callers keep the block small."""
+    slope = None if cap is None else 1 - torch.tanh(scores / cap) ** 2
+    pull = probabilities if slope is None else probabilities * slope
+    mean = sum(row * (pull @ column[:, None]) for row, column in zip(rows, columns, strict=True))
+    delta = sum(
+        row[:, :, :, None, :] * column[:, None, None, :, :] for row, column in zip(rows, columns, strict=True)
+    )
+    if row_gain is not None:
+        mean = mean + row_gain * (pull * scores).sum(-1, keepdim=True)
+        delta = delta + row_gain[:, :, :, None, :] * scores[..., None]
+    if column_gain is not None:
+        mean = mean + (pull * scores) @ column_gain[:, None]
+        delta = delta + column_gain[:, None, None, :, :] * scores[..., None]
+    if cap is not None and slope is not None:
+        # cap * (tanh(a + b) - tanh(a)) without cancellation; slope = 1 - tanh(a)^2.
+        step = torch.tanh(delta / cap)
+        delta = cap * step * slope[..., None] / (1 + torch.tanh(scores / cap)[..., None] * step)
+    growth = torch.expm1(delta - mean[:, :, :, None, :])
+    moved = probabilities[..., None] * growth
+    z = moved.sum(3)
+    if sink is not None:
+        z = z + sink[..., None] * torch.expm1(-mean)
+    c = (probabilities[..., None] * moved).sum(3)
+    p = (moved * moved).sum(3)
+    concentration = (probabilities * probabilities).sum(3)[..., None]
+    squares = (p - 2 * z * c + z * z * concentration).clamp_min(0) / ((1 + z) * (1 + z))
+    return (squares * weight[:, None, :, None]).sum(2)
+
+
+def _eager_sums(
+    probabilities: Tensor, scores: Tensor, weight: Tensor, part: Change, cap: float | None, sink: Tensor | None
+) -> Tensor:
+    pairs, heads, rows, keys = probabilities.shape
+    channels = part.rows[0].shape[3]
+    step = max(1, EAGER_ELEMENTS // (heads * rows * keys * channels))
+    chunks = []
+    for first in range(0, pairs, step):
+        take = slice(first, first + step)
+        chunks.append(
+            _fused_sums(
+                probabilities[take],
+                scores[take],
+                weight[take],
+                tuple(row[take] for row in part.rows),
+                tuple(column[take] for column in part.columns),
+                None if part.row_gain is None else part.row_gain[take],
+                None if part.column_gain is None else part.column_gain[take],
+                cap,
+                None if sink is None else sink[take],
+            )
+        )
+    return torch.cat(chunks)
+
+
+@functools.cache
+def _compiled_sums() -> Callable[..., Tensor]:
+    fused = torch.compile(_fused_sums, dynamic=True)
+
+    def sums(
+        probabilities: Tensor, scores: Tensor, weight: Tensor, part: Change, cap: float | None, sink: Tensor | None
+    ) -> Tensor:
+        return fused(
+            probabilities, scores, weight, part.rows, part.columns, part.row_gain, part.column_gain, cap, sink
+        )
+
+    return sums
+
+
+def _extreme_channels(attention: Attention, change: Change) -> Tensor:
+    """Channels whose delta could overflow the exponential, as indices [n, 3] into (P, R, C).
+
+    Trained models have them (a key bias of several hundred in Qwen2.5), and there the sums give NaN; these few
+    channels are written out instead. The bound is max |row| * max |column|, twice because of the centring.
+    """
+    limit = 500.0 if attention.query.dtype == torch.float64 else 60.0
+    bound: Tensor = sum(
+        row.abs().amax(2) * column.abs().amax(1)[:, None]
+        for row, column in zip(change.rows, change.columns, strict=True)
+    )  # type: ignore[assignment]
+    if change.row_gain is not None or change.column_gain is not None:
+        norm = attention.query.norm(dim=-1).amax(2) * attention.key.norm(dim=-1).amax(1)[:, None] * attention.scale
+        if change.row_gain is not None:
+            bound = bound + change.row_gain.abs().amax(2) * norm[..., None]
+        if change.column_gain is not None:
+            bound = bound + change.column_gain.abs().amax(1)[:, None] * norm[..., None]
+    return (2 * bound > limit).nonzero()
+
+
+def _add_written_out(
+    result: Tensor,
+    channels: Tensor,
+    probabilities: Tensor,
+    scores: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    part: Change,
+    attention: Attention,
+) -> None:
+    """Adds || softmax(S') - A ||^2, written out channel by channel, into `result` at `channels` [n, 3].
+
+    This is the definition itself: the reference that the sums are tested against, and the way out where they overflow.
+    """
+    full_bias = bias.expand(*probabilities.shape) if bias.shape != probabilities.shape else bias
+    rows, keys = probabilities.shape[2:]
+    for chunk in channels.split(max(1, EAGER_ELEMENTS // (rows * keys))):
+        pair, head, channel = chunk.unbind(1)
+        score = scores[pair, head]
+        delta = torch.zeros_like(score)
+        for row, column in zip(part.rows, part.columns, strict=True):
+            delta = delta + row[pair, head, :, channel][:, :, None] * column[pair, :, channel][:, None, :]
+        if part.row_gain is not None:
+            delta = delta + part.row_gain[pair, head, :, channel][:, :, None] * score
+        if part.column_gain is not None:
+            delta = delta + part.column_gain[pair, :, channel][:, None, :] * score
+        logits = _capped(score + delta, attention.cap) + full_bias[pair, head]
+        sink = None if attention.sink is None else attention.sink[pair, head][:, None]
+        after = _softmax(logits[:, None], sink)[0][:, 0]
+        squares = ((after - probabilities[pair, head]) ** 2).sum(2)
+        result[pair, head, channel] += (squares * weight[pair]).sum(1)
+
+
+def choose_kernel(requested: KernelName, elements: int) -> KernelName:
+    """Settles `auto`: fused where the work repays a compilation of some ten seconds, eager otherwise.
+
+    Args:
+        requested: what the user asked for; anything but `auto` is kept.
+        elements: exponentials that the whole job will need, about.
+    """
+    if requested != "auto":
+        return requested
+    if elements < 2_000_000_000:
+        return "eager"
+    if not torch.cuda.is_available() and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        logger.warning(
+            "no C++ compiler found, so the attention impacts run eagerly, several times slower: install g++ or clang"
+        )
+        return "eager"
+    return "compiled"

@@ -1,0 +1,756 @@
+"""One observed forward pass: the impact of every neuron on every sequence of a batch, and its activation sums.
+
+The model is observed from outside. Projections, W_O and W_down are read by hooks; queries and keys are taken where
+the shared attention interface of transformers hands them over, under a name of our own that delegates to the
+implementation the model already uses; the intermediate units of a mixture of experts likewise. Everything is put
+back on exit, also after an exception.
+
+Axes: `B` sequences, `T` tokens, `H` query heads, `G` kv heads, `R` = H / G, `D` channels of a head, `N` units.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from babelscope.errors import ConfigError, NumericsError, UnsupportedModelError
+from babelscope.impacts.formulas import (
+    Rotation,
+    key_change,
+    norm_gain,
+    query_change,
+    value_squares,
+    weight_gram,
+)
+from babelscope.impacts.kernels import ROW_BLOCK, Attention, Change, KernelName, impact_squares
+from babelscope.models.anatomy import Anatomy, LayerAnatomy, dense_weight, resolve_slots
+
+Measure = Literal["exact", "released"]
+"""`exact`: what really zeroing the unit does. `released`: the scores of the paper's published code, for comparison."""
+
+_TOKEN_CHUNK = 64
+"""Tokens whose intermediate units are squared at once on a CPU: the temporary stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Sums of a unit's activation over the counted tokens of each sequence, each [B, N]."""
+
+    positive: Tensor
+    """Tokens at which the unit is active: gate (or plain FFN activation) above 0; value above 0 in attention."""
+    total: Tensor
+    squares: Tensor
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one batch showed, by slot and layer."""
+
+    impact: dict[str, list[Tensor]]
+    """[B, N] each: impact summed over the counted tokens (Frobenius norm)."""
+    activation: dict[str, list[Activation]]
+    """Empty unless the observer was asked for activations."""
+
+
+class Observer:
+    """Observes a model for as long as the context is open; `run` may be called any number of times.
+
+    Args:
+        anatomy: of the model.
+        slots: which slots to score.
+        kernel: how attention impacts are computed; see `babelscope.impacts.kernels`.
+        activations: also sum activations (needed by LAPE and by mean ablation).
+        measure: `exact`, or `released` for the published code's scores.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        *,
+        slots: Iterable[str] | None = None,
+        kernel: KernelName = "eager",
+        activations: bool = False,
+        measure: Measure = "exact",
+    ) -> None:
+        self.anatomy = anatomy
+        self.slots = anatomy.slots if slots is None else resolve_slots(slots)
+        missing = [slot for slot in self.slots if slot not in anatomy.slots]
+        if missing:
+            raise ConfigError(
+                f"wanted slots {', '.join(self.slots)}, but the anatomy was built for {', '.join(anatomy.slots)}. "
+                f"Build it with Anatomy(model, slots={self.slots})."
+            )
+        if measure == "released" and "o" in self.slots:
+            raise ConfigError(
+                "the published code has no score for slot o. Leave it out, for example slots=('q', 'k', 'v', 'ffn')."
+            )
+        self.kernel: KernelName = "eager" if kernel == "auto" else kernel
+        self.activations = activations
+        self.measure = measure
+        self._taps = [_LayerTap(self, layer) for layer in anatomy.layers]
+        self._stack = ExitStack()
+        self._base: Any = getattr(anatomy.model, "base_model", anatomy.model)
+        self.counted: Tensor = torch.empty(0)
+        self._per_mask: dict[int, tuple[tuple[int, int, int, int], ...]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            evaluation_mode(self.anatomy.model, stack)
+            if {"q", "k"} & set(self.slots):
+                switch_attention(self.anatomy, stack)
+            if "ffn" in self.slots and any(layer.ffn.experts is not None for layer in self.anatomy.layers):
+                switch_experts(self.anatomy, stack)
+            for tap in self._taps:
+                tap.install(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None) -> Observation:
+        """Runs the decoder (no unembedding, no cache) on one batch.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 1 where a token is real; padding on either side. None: all real.
+            counted: [B, T], the positions that count; None: all unpadded ones. Padding never counts.
+
+        Raises:
+            NumericsError: an impact is NaN or infinite; the message names layer and slot.
+            UnsupportedModelError: a hook never fired, because the model replaces modules by custom kernels.
+        """
+        device = self.anatomy.model.get_input_embeddings().weight.device  # type: ignore[operator]
+        if device.type == "meta":
+            device = torch.device("cpu")
+        input_ids = input_ids.to(device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device).long()
+        extra: dict[str, Any] = {}
+        if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(self._base.forward).parameters:
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        return self.watch(
+            lambda: self._base(input_ids=input_ids, attention_mask=mask, use_cache=False, **extra),
+            mask.bool() if counted is None else mask.bool() & counted.to(device).bool(),
+        )
+
+    def watch(self, call: Callable[[], Any], counted: Tensor) -> Observation:
+        """Observes whatever `call` runs, with `counted` [B, T] the positions that count."""
+        self.counted = counted
+        self._per_mask = {}
+        for tap in self._taps:
+            tap.clear()
+        with torch.no_grad():
+            call()
+        return self._collect()
+
+    def counted_on(self, device: torch.device) -> Tensor:
+        """[B, T] bool, on the device of a layer."""
+        return self.counted.to(device)
+
+    def blocks(self, mask: Tensor | None, tokens: int) -> tuple[tuple[int, int, int, int], ...]:
+        """Blocks of query rows with the range of keys that any row of the block sees."""
+        key = 0 if mask is None else id(mask)
+        if key not in self._per_mask:
+            starts = range(0, tokens, ROW_BLOCK)
+            if mask is None:
+                found = [(start, min(start + ROW_BLOCK, tokens), 0, min(start + ROW_BLOCK, tokens)) for start in starts]
+            else:
+                seen = (_allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
+                found = []
+                for start in starts:
+                    keys = seen[start : start + ROW_BLOCK].any(0).nonzero()
+                    if len(keys):
+                        stop = min(start + ROW_BLOCK, tokens)
+                        found.append((start, stop, int(keys[0]), int(keys[-1]) + 1))
+            self._per_mask[key] = tuple(found)
+        return self._per_mask[key]
+
+    def _collect(self) -> Observation:
+        impact: dict[str, list[Tensor]] = {slot: [] for slot in self.slots}
+        activation: dict[str, list[Activation]] = {slot: [] for slot in self.slots} if self.activations else {}
+        for tap in self._taps:
+            for slot in self.slots:
+                if slot not in tap.impact or (self.activations and slot not in tap.activation):
+                    raise UnsupportedModelError(
+                        f"layer {tap.layer.index}, slot {slot}: the forward pass never reached the observed module. "
+                        "The model was compiled or uses custom kernels that skip hooks; load it without them, or "
+                        f"pass slots without {slot}."
+                    )
+                impact[slot].append(tap.impact[slot])
+                if self.activations:
+                    activation[slot].append(tap.activation[slot])
+        for slot, by_layer in impact.items():
+            finite = torch.stack([values.isfinite().all().to("cpu") for values in by_layer])
+            if not bool(finite.all()):
+                layer = int((~finite).nonzero()[0])
+                raise NumericsError(
+                    f"layer {layer}, slot {slot}: the impact is NaN or infinite. The model overflows on this text; "
+                    "load it in bfloat16 or float32 instead of float16, or check its weights for NaN."
+                )
+        return Observation(impact, activation)
+
+
+class _LayerTap:
+    """Reads one layer during the forward pass and reduces what it reads at once."""
+
+    def __init__(self, observer: Observer, layer: LayerAnatomy) -> None:
+        self.observer = observer
+        self.layer = layer
+        self.impact: dict[str, Tensor] = {}
+        self.activation: dict[str, Activation] = {}
+        self._raw: dict[str, Tensor] = {}
+        self._call: dict[str, Any] = {}
+        self._positive: Tensor | None = None
+        self._constants: dict[str, Tensor] = {}
+
+    def clear(self) -> None:
+        """Forgets the last batch."""
+        self.impact, self.activation, self._raw, self._call, self._positive = {}, {}, {}, {}, None
+
+    def constant(self, name: str, build: Callable[[], Tensor]) -> Tensor:
+        """A weight-only quantity, computed once per observer."""
+        if name not in self._constants:
+            with torch.no_grad():
+                self._constants[name] = build()
+        return self._constants[name]
+
+    def install(self, stack: ExitStack) -> None:
+        """Registers the hooks; `stack` removes them."""
+        slots, attention, ffn = set(self.observer.slots), self.layer.attention, self.layer.ffn
+        handles: list[Any] = []
+        wanted = {"q", "k"} & slots
+        if wanted or ("v" in slots and self.observer.activations):
+            for module in {attention.query.module: 0, attention.key.module: 0, attention.value.module: 0}:
+                handles.append(module.register_forward_hook(self._after_projection))
+        if wanted:
+            handles.append(attention.module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
+            if attention.own_attention:
+                handles.append(attention.module.register_forward_hook(self._after_own_attention))
+            else:
+                TAPS[attention.module] = self
+                stack.callback(TAPS.pop, attention.module, None)
+        if {"v", "o"} & slots:
+            handles.append(attention.output.register_forward_pre_hook(self._before_output))
+        if "ffn" in slots:
+            if ffn.experts is not None:
+                TAPS[ffn.experts] = self
+                stack.callback(TAPS.pop, ffn.experts, None)
+            else:
+                assert ffn.down is not None
+                assert ffn.up is not None
+                handles.append(ffn.down.register_forward_pre_hook(self._before_down))
+                if self.observer.measure == "released":
+                    handles.append(ffn.up.module.register_forward_hook(self._after_up))
+                if self.observer.activations and ffn.gate is not None:
+                    handles.append(ffn.gate.module.register_forward_hook(self._after_gate))
+        for handle in handles:
+            stack.callback(handle.remove)
+
+    # -- attention -------------------------------------------------------------------------------------------------
+
+    def _after_projection(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        attention = self.layer.attention
+        for slot, projection in (("q", attention.query), ("k", attention.key), ("v", attention.value)):
+            if projection.module is not module or slot not in self.observer.slots:
+                continue
+            values = projection.take(output)
+            if self.observer.activations:
+                self.activation[slot] = self._sums(values)
+            if slot != "v":
+                self._raw[slot] = values
+
+    def _before_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._call = kwargs
+
+    def _after_own_attention(self, module: nn.Module, args: Any, output: Any) -> None:
+        """BLOOM: no rotation, no shared interface; ALiBi is part of the scores and cancels in their change."""
+        attention = self.layer.attention
+        query, key = (
+            self._heads(self._raw_of(slot), heads).transpose(1, 2)
+            for slot, heads in (("q", attention.n_heads), ("k", attention.n_kv_heads))
+        )
+        batch, tokens = self.observer.counted.shape
+        bias = self._call["alibi"].view(batch, attention.n_heads, 1, tokens)
+        self.on_attention(
+            query, key, self._call["attention_mask"], scaling=attention.head_dim**-0.5, position_bias=bias
+        )
+
+    def _raw_of(self, slot: str) -> Tensor:
+        if slot not in self._raw:
+            attention = self.layer.attention
+            raise UnsupportedModelError(
+                f"layer {self.layer.index}: the output of {type(attention.query.module).__name__} was not seen before "
+                f"the attention of slot {slot}. The model skips hooks; pass slots without q and k."
+            )
+        return self._raw[slot]
+
+    def _heads(self, values: Tensor, heads: int) -> Tensor:
+        """[B, T, H * D] in the compute precision, split into heads."""
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        return values.to(wide).unflatten(-1, (heads, self.layer.attention.head_dim))
+
+    def on_attention(
+        self,
+        query_BHTD: Tensor,
+        key_BGTD: Tensor,
+        mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        **_: Any,
+    ) -> None:
+        """Scores q and k from what the attention function received."""
+        part = self.layer.attention
+        wide = torch.float64 if query_BHTD.dtype == torch.float64 else torch.float32
+        batch, heads, tokens, width = query_BHTD.shape
+        groups = key_BGTD.shape[1]
+        query = query_BHTD.to(wide).reshape(batch * groups, heads // groups, tokens, width)
+        key = key_BGTD.to(wide).reshape(batch * groups, tokens, width)
+        scale = width**-0.5 if scaling is None else float(scaling)
+        attention = Attention(
+            query=query,
+            key=key,
+            scale=scale,
+            bias=functools.partial(_bias, mask, position_bias, groups, wide, query.device),
+            row_weight=self.observer.counted_on(query.device).to(wide).repeat_interleave(groups, 0),
+            blocks=self.observer.blocks(mask, tokens),
+            cap=softcap,
+            sink=None if s_aux is None else s_aux.to(wide).reshape(1, -1).expand(batch, -1).reshape(len(query), -1),
+        )
+        if self.observer.measure == "released":
+            self._released_attention(attention, batch)
+            return
+        before = {}
+        gain = {}
+        for slot, norm, count in (("q", part.query_norm, heads), ("k", part.key_norm, groups)):
+            if slot not in self.observer.slots:
+                continue
+            raw = self._raw_of(slot)
+            values = self._heads(raw, count)
+            gain[slot] = None
+            if norm is not None:
+                gain[slot] = norm_gain(values, norm_eps(norm), over_heads(norm, width))
+                shaped = raw if over_heads(norm, width) else raw.unflatten(-1, (count, width))
+                values = self._heads(norm.forward(shaped).reshape(raw.shape), count)
+            before[slot] = values * part.query_scale if slot == "q" else values
+        rotation = self._rotation(wide, query.device)
+        changes = {}
+        if "q" in before:
+            changes["q"] = query_change(before["q"], key, groups, scale, rotation, gain["q"])
+        if "k" in before:
+            changes["k"] = key_change(before["k"], query, scale, rotation, gain["k"])
+        found = dict(zip(changes, impact_squares(attention, list(changes.values()), self.observer.kernel), strict=True))
+        for slot, squares_PRC in found.items():
+            squares = squares_PRC if slot == "q" else squares_PRC.sum(1)
+            squares = squares.reshape(batch, -1)
+            norm = part.query_norm if slot == "q" else part.key_norm
+            if norm is not None and over_heads(norm, width):
+                squares = squares + self._other_heads(attention, slot, gain[slot], batch)
+            self.impact[slot] = squares.clamp_min(0).sqrt()
+        self._raw, self._call = {}, {}
+
+    def _other_heads(self, attention: Attention, slot: str, gain: Tensor | None, batch: int) -> Tensor:
+        """A norm over all heads (OLMo-2) lets a channel reach every head through the norm: [B, H * D] or [B, G * D].
+
+        Head by head, the channels of one source head are applied to all the others as a pure gain.
+        """
+        assert gain is not None
+        pairs, per_group, tokens, width = attention.query.shape
+        groups = pairs // batch
+        sources = gain.shape[2]
+        result = gain.new_zeros(batch, sources, width)
+        for source in range(sources):
+            each = gain[:, :, source].repeat_interleave(groups, 0)
+            if slot == "q":
+                rows = each[:, None].expand(pairs, per_group, tokens, width)
+                change = Change((torch.zeros_like(rows),), (torch.zeros_like(each),), row_gain=rows)
+            else:
+                rows = each.new_zeros(pairs, per_group, tokens, width)
+                change = Change((rows,), (torch.zeros_like(each),), column_gain=each)
+            squares = impact_squares(attention, [change], self.observer.kernel)[0]
+            squares = squares.reshape(batch, groups * per_group, width)
+            own = [source] if slot == "q" else list(range(source * per_group, (source + 1) * per_group))
+            squares[:, own] = 0
+            result[:, source] = squares.sum(1)
+        return result.flatten(1)
+
+    def _rotation(self, dtype: torch.dtype, device: torch.device) -> Rotation | None:
+        style = self.layer.attention.rotation
+        if style is None:
+            return None
+        angles = self._call.get("position_embeddings")
+        if not (isinstance(angles, tuple) and len(angles) == 2):
+            raise UnsupportedModelError(
+                f"layer {self.layer.index}: wanted position_embeddings=(cos, sin) in the call of the attention, found "
+                f"{type(angles).__name__}. Pass slots without q and k."
+            )
+        cos, sin = (angle.to(device, dtype) for angle in angles)
+        return Rotation(cos, sin, style)
+
+    def _released_attention(self, attention: Attention, batch: int) -> None:
+        """Published code: channels after rotation, the subtracted term not divided by sqrt(d), squared difference.
+
+        It scores q and k by the same number per query head; a k unit takes the largest of the heads it feeds.
+        """
+        rows = -attention.query
+        squares = impact_squares(attention, [Change((rows,), (attention.key,))], self.observer.kernel)[0]
+        if "q" in self.observer.slots:
+            self.impact["q"] = squares.reshape(batch, -1)
+        if "k" in self.observer.slots:
+            self.impact["k"] = squares.amax(1).reshape(batch, -1)
+        self._raw, self._call = {}, {}
+
+    def _before_output(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        slots, part = self.observer.slots, self.layer.attention
+        states = args[0]
+        counted = self.observer.counted_on(states.device)
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        sums = self._sums(states) if "o" in slots or part.n_heads == part.n_kv_heads else None
+        if self.observer.measure == "released":
+            magnitude = (states.abs().to(wide) * counted[..., None]).sum(1)
+            grouped = magnitude.reshape(len(states), part.n_kv_heads, -1, part.head_dim).amax(2)
+            self.impact["v"] = grouped.flatten(1)
+            return
+        if sums is not None:
+            norms = self.constant("o", lambda: dense_weight(module).to(wide).norm(dim=0))
+            squares = sums.squares.sqrt() * norms
+            if "o" in slots:
+                self.impact["o"] = squares
+            if "v" in slots and part.n_heads == part.n_kv_heads:
+                self.impact["v"] = squares
+            if "o" in slots and self.observer.activations:
+                self.activation["o"] = sums
+        if "v" in slots and "v" not in self.impact:
+            gram = self.constant(
+                "v", lambda: weight_gram(dense_weight(module).to(wide), part.n_kv_heads, part.head_dim)
+            )
+            self.impact["v"] = value_squares(states.to(wide) * counted[..., None], gram).sqrt()
+
+    # -- FFN -------------------------------------------------------------------------------------------------------
+
+    def _after_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        assert self.layer.ffn.gate is not None
+        self._positive = self._count_positive(self.layer.ffn.gate.take(output))
+
+    def _after_up(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Published code: sum over tokens of |up(x)|; no gate, no W_down."""
+        assert self.layer.ffn.up is not None
+        values = self._by_sequence(self.layer.ffn.up.take(output))
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        counted = self.observer.counted_on(values.device)
+        self.impact["ffn"] = (values.abs().to(wide) * counted[..., None]).sum(1)
+
+    def _before_down(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        states = self._by_sequence(args[0])
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        gated = self.layer.ffn.gate is not None
+        sums = self._sums(states, positive=not gated)
+        if self.observer.activations:
+            positive = self._positive if gated and self._positive is not None else sums.positive
+            self.activation["ffn"] = Activation(positive, sums.total, sums.squares)
+            self._positive = None
+        if self.observer.measure == "exact":
+            norms = self.constant("ffn", lambda: dense_weight(module).to(wide).norm(dim=0))
+            self.impact["ffn"] = sums.squares.sqrt() * norms
+
+    def on_experts(self, module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
+        """The experts' forward pass, expert by expert, reading each routed token's intermediate units.
+
+        Args:
+            module: holds gate_up_proj [E, 2 N, M] and down_proj [E, M, N].
+            hidden: [B * T, M].
+            expert_ids: [B * T, K]; ids past the last expert belong to other ranks.
+            routing: [B * T, K] weights.
+        """
+        ffn = self.layer.ffn
+        batch, tokens = self.observer.counted.shape
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        width, released = ffn.width, self.observer.measure == "released"
+        counted = self.observer.counted_on(hidden.device).flatten().to(wide)
+        shape = (batch, ffn.n_experts, width)
+        squares, magnitude, positive, total, activity = (hidden.new_zeros(shape, dtype=wide) for _ in range(5))
+
+        def visit(expert: int, token: Tensor, gate: Tensor, up: Tensor, units: Tensor, weight: Tensor) -> None:
+            sequence, count = token // tokens, counted[token, None]
+            values = units.to(wide)
+            squares[:, expert].index_add_(0, sequence, (values * weight.to(wide)).square() * count)
+            if released:
+                magnitude[:, expert].index_add_(0, sequence, up.abs().to(wide) * count)
+            if self.observer.activations:
+                positive[:, expert].index_add_(0, sequence, (gate > 0).to(wide) * count)
+                total[:, expert].index_add_(0, sequence, values * count)
+                activity[:, expert].index_add_(0, sequence, values.square() * count)
+
+        result = _experts_forward(module, hidden, expert_ids, routing, visit)
+        if released:
+            self.impact["ffn"] = magnitude.flatten(1)
+        else:
+            down = module.down_proj
+            assert isinstance(down, Tensor)
+            norms = self.constant("ffn", lambda: down.to(wide).norm(dim=1).flatten())
+            self.impact["ffn"] = squares.flatten(1).sqrt() * norms
+        if self.observer.activations:
+            self.activation["ffn"] = Activation(positive.flatten(1), total.flatten(1), activity.flatten(1))
+        return result
+
+    # -- sums over tokens ------------------------------------------------------------------------------------------
+
+    def _by_sequence(self, states: Tensor) -> Tensor:
+        """[B, T, N]; OPT flattens sequences and tokens before its FFN."""
+        return states if states.ndim == 3 else states.view(*self.observer.counted.shape, -1)
+
+    def _sums(self, states_BTN: Tensor, positive: bool = True) -> Activation:
+        """Sums over the counted tokens, each [B, N], in chunks of tokens that stay in a CPU's cache."""
+        wide = torch.float64 if states_BTN.dtype == torch.float64 else torch.float32
+        tokens = states_BTN.shape[1]
+        weight = self.observer.counted_on(states_BTN.device).to(wide)[:, None]
+        chunk = tokens if states_BTN.is_cuda else _TOKEN_CHUNK
+        squares, total, above = 0, 0, 0
+        for start in range(0, tokens, chunk):
+            part, factor = states_BTN[:, start : start + chunk].to(wide), weight[:, :, start : start + chunk]
+            squares = squares + (factor @ part.square())
+            if self.observer.activations:
+                total = total + (factor @ part)
+                if positive:
+                    above = above + (factor @ (part > 0).to(wide))
+        empty = states_BTN.new_zeros(0)
+        found = [value[:, 0] if isinstance(value, Tensor) else empty for value in (above, total, squares)]
+        return Activation(*found)
+
+    def _count_positive(self, states: Tensor) -> Tensor:
+        states_BTN = self._by_sequence(states)
+        weight = self.observer.counted_on(states.device).float()[:, None]
+        chunk = states_BTN.shape[1] if states_BTN.is_cuda else _TOKEN_CHUNK
+        found = 0
+        for start in range(0, states_BTN.shape[1], chunk):
+            part = states_BTN[:, start : start + chunk]
+            found = found + weight[:, :, start : start + chunk] @ (part > 0).float()
+        assert isinstance(found, Tensor)
+        return found[:, 0]
+
+
+def neuron_impacts(
+    model: nn.Module | Anatomy,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    slots: Iterable[str] | None = None,
+    *,
+    kernel: KernelName = "eager",
+) -> dict[str, list[Tensor]]:
+    """The exact impact of every neuron on every sequence of one batch.
+
+    The impact of a neuron is how far its sub-layer's result moves when all its parameters are zero (paper, Eq. 1),
+    as a Frobenius norm over all unpadded positions: of the sub-layer's output for `ffn`, `v` and `o`, of the
+    attention probabilities for `q` and `k` (Eq. 8; all heads that the neuron feeds, together).
+
+    Args:
+        model: a causal language model of transformers, or its `Anatomy`.
+        input_ids: int64 [B, T].
+        attention_mask: [B, T], 1 where a token is real; padding on either side. None: no padding.
+        slots: which of q, k, v, o, ffn; None: all.
+        kernel: `eager`, `compiled` or `reference`; see `babelscope.impacts.kernels`.
+
+    Returns:
+        slot -> layer -> Tensor [B, width], float32 (float64 for a float64 model).
+
+    Raises:
+        UnsupportedModelError: the model fails the self-check; says which slot, and what to do.
+        NumericsError: an impact is NaN or infinite.
+
+    Source: design note on exact impacts; equal to brute-force zeroing (see tests/detection/test_impacts.py).
+    """
+    wanted = resolve_slots(slots)
+    anatomy = model if isinstance(model, Anatomy) else Anatomy(model, wanted)
+    with Observer(anatomy, slots=wanted, kernel=kernel) as observer:
+        return observer.run(input_ids, attention_mask).impact
+
+
+def over_heads(norm: nn.Module, head_dim: int) -> bool:
+    """Whether a Q/K norm spans all heads (OLMo-2) rather than each head."""
+    weight = getattr(norm, "weight", None)
+    return isinstance(weight, Tensor) and weight.numel() > head_dim
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """The epsilon of an RMS norm."""
+    for name in ("variance_epsilon", "eps"):
+        value = getattr(norm, name, None)
+        if isinstance(value, float):
+            return value
+    raise UnsupportedModelError(
+        f"wanted an RMS norm with an attribute eps on queries and keys, found {type(norm).__name__}. "
+        "Pass slots without q and k."
+    )
+
+
+# -- the interfaces of transformers ---------------------------------------------------------------------------------
+
+TAPS: dict[nn.Module, Any] = {}
+"""Which tap observes an attention or experts module now."""
+
+_EAGER, _SDPA = "babelscope_eager", "babelscope_sdpa"
+
+
+def _allowed(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def _bias(
+    mask: Tensor | None,
+    position_bias: Tensor | None,
+    groups: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    start: int,
+    stop: int,
+    low: int,
+    high: int,
+) -> Tensor:
+    """The additive mask of a block, [P, R or 1, I, J] (or broadcastable to it)."""
+    if mask is None:
+        rows, keys = (torch.arange(first, last, device=device) for first, last in ((start, stop), (low, high)))
+        allowed = keys[None, :] <= rows[:, None]
+        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)[None, None]
+    block = mask[:, :, start:stop, low:high].to(device)
+    allowed = _allowed(block)
+    values = torch.zeros(block.shape, dtype=dtype, device=device) if block.dtype == torch.bool else block.to(dtype)
+    values = values.masked_fill(~allowed, -torch.inf)
+    if position_bias is not None:
+        last = position_bias.shape[2]
+        rows_of_bias = slice(start, stop) if last > 1 else slice(None)
+        values = values + position_bias[:, :, rows_of_bias, low:high].to(device, dtype)
+    batch, heads = values.shape[:2]
+    if heads == 1:
+        return values.repeat_interleave(groups, 0)
+    return values.reshape(batch * groups, heads // groups, *values.shape[2:])
+
+
+def _observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Any:
+    tap = TAPS.get(module)
+    if tap is not None:
+        tap.on_attention(query, key, mask, **kwargs)
+    if module.config._attn_implementation == _EAGER:  # type: ignore[union-attr]
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        return eager(module, query, key, value, mask, **kwargs)
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+def _observed_experts(module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
+    tap = TAPS.get(module)
+    if tap is None:
+        return _experts_forward(module, hidden, expert_ids, routing, lambda *_: None)
+    result: Tensor = tap.on_experts(module, hidden, expert_ids, routing)
+    return result
+
+
+def _experts_forward(
+    module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor, visit: Callable[..., None]
+) -> Tensor:
+    """A mixture of experts written out expert by expert; `visit` sees each expert's routed tokens and units."""
+    gate_up, down = module.gate_up_proj, module.down_proj
+    assert isinstance(gate_up, Tensor)
+    assert isinstance(down, Tensor)
+    result = torch.zeros_like(hidden)
+    for expert in range(len(down)):
+        token, place = (expert_ids == expert).nonzero(as_tuple=True)
+        if not len(token):
+            continue
+        gate, up = nn.functional.linear(hidden[token], gate_up[expert]).chunk(2, dim=-1)
+        units = module.act_fn(gate) * up  # type: ignore[operator]
+        weight = routing[token, place, None]
+        output = nn.functional.linear(units, down[expert]) * weight
+        result.index_add_(0, token, output.to(result.dtype))
+        visit(expert, token, gate, up, units, weight)
+    return result
+
+
+def _eager_mask(**kwargs: Any) -> Tensor | None:
+    """The eager mask, except that a row without any key (left padding) sees them all.
+
+    Upstream gives such rows the smallest number of the dtype, which becomes -inf when a float64 model casts its
+    scores to float32 for the softmax: the padding turns to NaN and, through 0 * NaN, so does everything else.
+    """
+    from transformers.masking_utils import eager_mask
+
+    mask = eager_mask(**kwargs)
+    if mask is None:
+        return None
+    blind = ~_allowed(mask).any(-1, keepdim=True)
+    return mask.masked_fill(blind, 0.0)
+
+
+@functools.cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    for name, mask in ((_EAGER, _eager_mask), (_SDPA, sdpa_mask)):
+        AttentionInterface.register(name, _observed_attention)
+        AttentionMaskInterface.register(name, mask)
+
+
+@functools.cache
+def _register_experts() -> None:
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(_SDPA, _observed_experts)
+
+
+def _configs(anatomy: Anatomy, modules: Iterable[nn.Module]) -> list[Any]:
+    """Every distinct configuration object that these modules, or the model that builds their masks, read."""
+    holders = [anatomy.model, getattr(anatomy.model, "base_model", anatomy.model), *modules]
+    configs = [holder.config for holder in holders if hasattr(holder, "config")]
+    configs += [config.get_text_config() for config in configs if hasattr(config, "get_text_config")]
+    return list({id(config): config for config in configs}.values())
+
+
+def _switch(configs: list[Any], attribute: str, choose: Callable[[Any], str], stack: ExitStack) -> None:
+    for config in configs:
+        original = getattr(config, attribute, None)
+        setattr(config, attribute, choose(config))
+        stack.callback(setattr, config, attribute, original)
+
+
+def switch_attention(anatomy: Anatomy, stack: ExitStack) -> None:
+    _register()
+    modules = [layer.attention.module for layer in anatomy.layers]
+    needs_eager = any(hasattr(module, "sinks") for module in modules)
+
+    def choose(config: Any) -> str:
+        original = config._attn_implementation
+        capped = getattr(config, "attn_logit_softcapping", None) is not None and original != "sdpa"
+        own = any(layer.attention.own_attention for layer in anatomy.layers)
+        return _EAGER if original in ("eager", _EAGER) or needs_eager or capped or own else _SDPA
+
+    _switch(_configs(anatomy, modules), "_attn_implementation_internal", choose, stack)
+
+
+def switch_experts(anatomy: Anatomy, stack: ExitStack) -> None:
+    _register_experts()
+    modules = [layer.ffn.experts for layer in anatomy.layers if layer.ffn.experts is not None]
+    _switch(_configs(anatomy, modules), "_experts_implementation_internal", lambda _: _SDPA, stack)
+
+
+def evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
+    """Evaluation mode, module by module, so that a model half in training comes back as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+        stack.callback(setattr, module, "training", True)
