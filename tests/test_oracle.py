@@ -68,7 +68,7 @@ def test_a_unit_without_weights_has_no_impact(name: str) -> None:
 @every_model
 def test_the_side_of_the_padding_and_its_tokens_do_not_matter(name: str) -> None:
     model = tiny_model(name, torch.float64)
-    input_ids, attention_mask = ragged_batch(model, "right", (5, 9, 12))
+    input_ids, _ = ragged_batch(model, "right", (5, 9, 12))
     for slot in oracle.SLOTS:
         right = _impact(model, "right", slot, 1, 4)
         torch.testing.assert_close(_impact(model, "left", slot, 1, 4), right, rtol=1e-11, atol=1e-12)

@@ -201,7 +201,7 @@ def test_the_model_is_returned_as_it_was(name: str) -> None:
     model = tiny_model(name)
     batch = ragged_batch(model)
     with torch.no_grad():
-        logits = model(*batch).logits
+        logits = model(input_ids=batch[0], attention_mask=batch[1]).logits
     model.train()
     oracle._layer(model, 0).eval()  # a mixture, which a plain .eval() or .train() at the end would not restore
     next(model.parameters()).requires_grad_(False)
@@ -217,7 +217,7 @@ def test_the_model_is_returned_as_it_was(name: str) -> None:
     assert _state(model) == state
 
     with torch.no_grad():
-        assert torch.equal(model.eval()(*batch).logits, logits)
+        assert torch.equal(model.eval()(input_ids=batch[0], attention_mask=batch[1]).logits, logits)
 
 
 @every_model

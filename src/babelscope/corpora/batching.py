@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from babelscope.corpora.sources import Corpus
 from babelscope.errors import ConfigError, DataError
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-Tokenizer = Any
-"""A Hugging Face tokenizer: a call with `truncation`, `max_length`, `return_special_tokens_mask`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,7 +36,7 @@ class TokenizedDocument:
     special: "NDArray[np.bool_]"
     """[T] bool, True at BOS, EOS and the like, whether the tokenizer added them or the text spells them out."""
     n_bytes: int
-    """UTF-8 bytes of the text that the tokens cover; of the whole text if the tokenizer knows no offsets."""
+    """UTF-8 bytes of the characters that the tokens cover; of the whole text if the tokenizer knows no offsets."""
     cut: bool
     """Whether the text had more than `max_tokens` tokens."""
 
@@ -92,7 +90,7 @@ class SkipCounts:
 
 def sample_documents(
     corpus: Corpus,
-    tokenizer: Tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     documents: int | None,
     max_tokens: int,
@@ -102,7 +100,8 @@ def sample_documents(
 ) -> tuple[Iterator[TokenizedDocument], SkipCounts]:
     """Draw documents, tokenise and cut them.
 
-    A document is eligible if it isn't empty and has at least `min_tokens` tokens after cutting, special ones not counted.
+    A document is eligible if it isn't empty and keeps at least `min_tokens` tokens after cutting, not counting special
+    ones.
 
     - `documents=None`: every eligible document, streamed, in constant memory.
     - `documents=N` of a bounded corpus: N eligible documents, uniformly without replacement, in one pass. Each document
@@ -135,8 +134,8 @@ def sample_documents(
         raise ConfigError(f"min_tokens must be at least 1, found {min_tokens}; a document without tokens has no impact")
     if min_tokens > max_tokens - added:
         raise ConfigError(
-            f"min_tokens={min_tokens} can't be reached: documents are cut to max_tokens={max_tokens}, of which {added} are "
-            f"special tokens; lower min_tokens to {max_tokens - added} or raise max_tokens to {min_tokens + added}"
+            f"no document can have min_tokens={min_tokens}: they are cut to max_tokens={max_tokens}, {added} of which "
+            f"are special; lower min_tokens, or raise max_tokens to at least {min_tokens + added}"
         )
     if not 0 <= shard[0] < shard[1]:
         raise ConfigError(f"shard must be (i, n) with 0 <= i < n, found {shard}; the first of four is (0, 4)")
@@ -214,7 +213,9 @@ def _deal(
         logger.warning("%s has fewer documents than asked for: %s", corpus.name, counts)
 
 
-def _document_tokenizer(tokenizer: Tokenizer, max_tokens: int) -> Callable[[int, str, str], TokenizedDocument]:
+def _document_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", max_tokens: int
+) -> Callable[[int, str, str], TokenizedDocument]:
     """A function of (index, text, corpus name) that tokenises one text."""
     import numpy as np
 
@@ -369,7 +370,7 @@ def _collate(documents: list[TokenizedDocument], pad_id: int, count_special: boo
     )
 
 
-def padding_id(tokenizer: Tokenizer) -> int:
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """An id to pad with: the tokenizer's own, else its EOS, else 0. Padding is masked, so any valid id does."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:

@@ -125,9 +125,9 @@ def _in_python(spec: Iterable[str]) -> Corpus:
             f"can't read texts from an object of type {type(spec).__name__}: wanted a path, hub:NAME:CONFIG:FIELD, "
             "- for standard input, or an iterable of str; pass, for example, a list of the texts"
         )
-    if isinstance(spec, Sized):
-        return Corpus(f"{len(spec)} texts in memory", "memory", True, True, lambda: iter(spec), lambda: _digest(spec))
     name = f"a {type(spec).__name__}"
+    if isinstance(spec, Sized):
+        return Corpus(f"{name} of {len(spec)} texts", "memory", True, True, lambda: iter(spec), lambda: _digest(spec))
     rewindable = iter(spec) is not spec
     texts = (lambda: iter(spec)) if rewindable else _once(spec, name)
     return Corpus(name, "iterator", rewindable, False, texts, lambda: "unknown")
@@ -351,14 +351,13 @@ def _read_json_lines(path: Path, field: str) -> Iterator[str]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f'{where}: not JSON ({error}); wanted one object per line, such as {{"{field}": "..."}}'
-                ) from error
+                found = f"a JSON {type(row).__name__}"
+            except json.JSONDecodeError as error:
+                row, found = None, f"not JSON ({error.msg} at column {error.colno})"
+            except (ValueError, RecursionError) as error:
+                row, found = None, f"not usable JSON ({error})"
             if not isinstance(row, dict):
-                raise DataError(
-                    f'{where}: a JSON {type(row).__name__}; wanted one object per line, such as {{"{field}": "..."}}'
-                )
+                raise DataError(f'{where}: {found}; write one object per line, such as {{"{field}": "..."}}')
             yield _text_of(row, field, where)
 
 
@@ -370,7 +369,8 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
             shutil.copyfileobj(stream, plain)
             plain.seek(0)
         try:
-            table = parquet.ParquetFile(plain if _formats(path)[1] else stream)
+            # Without these two a whole row group is in memory, which may be the whole file.
+            table = parquet.ParquetFile(plain if _formats(path)[1] else stream, pre_buffer=False, buffer_size=MIB)
             columns = table.schema_arrow.names
             if field not in columns:
                 raise DataError(_no_field(str(path), field, columns, "column"))

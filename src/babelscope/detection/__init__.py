@@ -1,0 +1,1 @@
+"""From forward passes to a language's neurons."""

@@ -55,7 +55,9 @@ class Rotation:
         return states_BTHD * cos[:, :, None] + turned * sin[:, :, None]
 
 
-def contributions(states_BTHD: Tensor, rotation: Rotation | None) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+def contributions(
+    states_BTHD: Tensor, rotation: Rotation | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     """What each channel before rotation puts into the rotated vector: into its own channel, and into its partner.
 
     Returns:

@@ -75,7 +75,7 @@ class Attention:
     """[P, T, D], after rotation."""
     scale: float
     bias: Callable[[int, int, int, int], Tensor]
-    """bias(row start, row stop, key low, key high) -> additive mask and position bias, broadcastable to [P, R, I, J]."""
+    """bias(row start, row stop, key low, key high): additive mask and position bias, broadcastable to [P, R, I, J]."""
     row_weight: Tensor
     """[P, T]: 1 where the query row counts, else 0."""
     blocks: tuple[tuple[int, int, int, int], ...]
@@ -148,10 +148,11 @@ def _fused_sums(
     """The three sums for one block of rows: [P, R, C]. Fused by the compiler; eager callers keep the block small."""
     slope = None if cap is None else 1 - torch.tanh(scores / cap) ** 2
     pull = probabilities if slope is None else probabilities * slope
-    mean = sum(row * (pull @ column[:, None]) for row, column in zip(rows, columns, strict=True))
-    delta = sum(
-        row[:, :, :, None, :] * column[:, None, None, :, :] for row, column in zip(rows, columns, strict=True)
-    )
+    mean = rows[0] * (pull @ columns[0][:, None])
+    delta = rows[0][:, :, :, None, :] * columns[0][:, None, None, :, :]
+    for row, column in zip(rows[1:], columns[1:], strict=True):
+        mean = mean + row * (pull @ column[:, None])
+        delta = delta + row[:, :, :, None, :] * column[:, None, None, :, :]
     if row_gain is not None:
         mean = mean + row_gain * (pull * scores).sum(-1, keepdim=True)
         delta = delta + row_gain[:, :, :, None, :] * scores[..., None]
@@ -201,16 +202,48 @@ def _eager_sums(
 
 @functools.cache
 def _compiled_sums() -> Callable[..., Tensor]:
-    fused = torch.compile(_fused_sums, dynamic=True)
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+
+    fused = torch.compile(_fused_sums, dynamic=True, fullgraph=True)
+    broken: list[Exception] = []
 
     def sums(
         probabilities: Tensor, scores: Tensor, weight: Tensor, part: Change, cap: float | None, sink: Tensor | None
     ) -> Tensor:
-        return fused(
-            probabilities, scores, weight, part.rows, part.columns, part.row_gain, part.column_gain, cap, sink
-        )
+        # Sizes of 1 are compiled apart; the one row left over after the last whole block is not worth that.
+        if broken or probabilities.shape[2] == 1:
+            return _eager_sums(probabilities, scores, weight, part, cap, sink)
+        try:
+            return fused(
+                _any_size(probabilities),
+                _any_size(scores),
+                _any_size(weight),
+                tuple(_any_size(row) for row in part.rows),
+                tuple(_any_size(column) for column in part.columns),
+                None if part.row_gain is None else _any_size(part.row_gain),
+                None if part.column_gain is None else _any_size(part.column_gain),
+                cap,
+                None if sink is None else _any_size(sink),
+            )
+        except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
+            # Not left to torch.compile, which would run the block in one piece: I x J x C values for every head.
+            logger.warning("the fused attention impact could not be compiled, so it runs eagerly, several times slower")
+            logger.debug("torch.compile: %s", error)
+            broken.append(error)
+            return _eager_sums(probabilities, scores, weight, part, cap, sink)
 
     return sums
+
+
+def _any_size(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and with every size of its own for the compiler.
+
+    By itself the compiler takes sizes that happen to be equal for one, and whole tensors for a kind apart from slices:
+    six compilations where one does (54 s where 4 s do), and after eight it stops compiling.
+    """
+    tensor = tensor.contiguous()
+    torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
+    return tensor
 
 
 def _extreme_channels(attention: Attention, change: Change) -> Tensor:
@@ -220,10 +253,9 @@ def _extreme_channels(attention: Attention, change: Change) -> Tensor:
     channels are written out instead. The bound is max |row| * max |column|, twice because of the centring.
     """
     limit = 500.0 if attention.query.dtype == torch.float64 else 60.0
-    bound: Tensor = sum(
-        row.abs().amax(2) * column.abs().amax(1)[:, None]
-        for row, column in zip(change.rows, change.columns, strict=True)
-    )  # type: ignore[assignment]
+    bound = attention.query.new_zeros(())
+    for row, column in zip(change.rows, change.columns, strict=True):
+        bound = bound + row.abs().amax(2) * column.abs().amax(1)[:, None]
     if change.row_gain is not None or change.column_gain is not None:
         norm = attention.query.norm(dim=-1).amax(2) * attention.key.norm(dim=-1).amax(1)[:, None] * attention.scale
         if change.row_gain is not None:

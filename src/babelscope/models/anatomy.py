@@ -222,7 +222,7 @@ class Anatomy:
             ]
         assert ffn.up is not None
         assert ffn.down is not None
-        pairs = _rows(ffn.up, units) + [_column(ffn.down, units)]
+        pairs = [*_rows(ffn.up, units), _column(ffn.down, units)]
         return pairs if ffn.gate is None else pairs + _rows(ffn.gate, units)
 
 
@@ -264,9 +264,9 @@ def dense_weight(module: nn.Module) -> Tensor:
     """The weight [out, in] of a linear module as floating point, dequantised by the module itself if need be."""
     weight = getattr(module, "weight", None)
     out_features, in_features = linear_shape(module)
-    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.device.type != "meta" and weight.ndim == 2:
-        if tuple(weight.shape) in ((out_features, in_features), (in_features, out_features)):
-            return weight.T if is_transposed(module) else weight
+    stored = (in_features, out_features) if is_transposed(module) else (out_features, in_features)
+    if isinstance(weight, Tensor) and tuple(weight.shape) == stored and _is_readable(weight):
+        return weight.T if is_transposed(module) else weight
     parameter = next(itertools.chain(module.parameters(), module.buffers()))
     device = parameter.device if parameter.device.type != "meta" else torch.device("cpu")
     dtype = parameter.dtype if parameter.is_floating_point() else torch.get_default_dtype()
@@ -279,6 +279,11 @@ def dense_weight(module: nn.Module) -> Tensor:
             probe[torch.arange(len(unit), device=device), unit] = 1
             columns.append((module(probe) - offset).T)
     return torch.cat(columns, dim=1)
+
+
+def _is_readable(weight: Tensor) -> bool:
+    """Whether the values are there in floating point of 16 bits or more (8-bit ones need a scale kept elsewhere)."""
+    return weight.is_floating_point() and weight.element_size() > 1 and weight.device.type != "meta"
 
 
 def _rows(projection: Projection, units: Tensor) -> list[tuple[nn.Parameter, tuple[Any, ...]]]:
@@ -411,7 +416,7 @@ def _locate_experts(family: Family, index: int, layer: nn.Module, experts: nn.Mo
     if gate_up.shape[:2] != (n_experts, 2 * width):
         raise UnsupportedModelError(
             f"{family.name}, layer {index}: gate_up_proj of the experts has shape {tuple(gate_up.shape)}, expected "
-            f"[{n_experts}, {2 * width}, model width]. Transposed experts are not supported yet; pass slots without ffn."
+            f"[{n_experts}, {2 * width}, model width]. Transposed experts are not supported; pass slots without ffn."
         )
     owner = _at(layer, family.experts.rpartition(".")[0]) if family.experts else None
     if owner is not None and any("shared_expert" in name for name, _ in owner.named_children()):

@@ -69,7 +69,7 @@ _LLAMA = Family(
 
 def _like_llama(name: str, model_types: tuple[str, ...], examples: str, note: str = "", **changes: object) -> Family:
     fields = {**_LLAMA.__dict__, "name": name, "model_types": model_types, "examples": examples, "note": note}
-    return Family(**{**fields, **changes})  # type: ignore[arg-type]
+    return Family(**{**fields, **changes})
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +32,15 @@ from babelscope.impacts.formulas import (
 )
 from babelscope.impacts.kernels import ROW_BLOCK, Attention, Change, KernelName, impact_squares
 from babelscope.models.anatomy import Anatomy, LayerAnatomy, dense_weight, resolve_slots
+from babelscope.models.interfaces import (
+    TAPS,
+    allowed,
+    block_bias,
+    evaluation_mode,
+    experts_forward,
+    switch_attention,
+    switch_experts,
+)
 
 Measure = Literal["exact", "released"]
 """`exact`: what really zeroing the unit does. `released`: the scores of the paper's published code, for comparison."""
@@ -119,7 +127,9 @@ class Observer:
     ) -> None:
         self._stack.close()
 
-    def run(self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None) -> Observation:
+    def run(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None
+    ) -> Observation:
         """Runs the decoder (no unembedding, no cache) on one batch.
 
         Args:
@@ -166,7 +176,7 @@ class Observer:
             if mask is None:
                 found = [(start, min(start + ROW_BLOCK, tokens), 0, min(start + ROW_BLOCK, tokens)) for start in starts]
             else:
-                seen = (_allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
+                seen = (allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
                 found = []
                 for start in starts:
                     keys = seen[start : start + ROW_BLOCK].any(0).nonzero()
@@ -262,12 +272,17 @@ class _LayerTap:
     def _after_projection(self, module: nn.Module, args: Any, output: Tensor) -> None:
         attention = self.layer.attention
         for slot, projection in (("q", attention.query), ("k", attention.key), ("v", attention.value)):
-            if projection.module is not module or slot not in self.observer.slots:
+            if projection.module is not module:
+                continue
+            asked = slot in self.observer.slots
+            # BLOOM's own attention needs the keys to score the queries, and the other way round.
+            kept = slot != "v" and (asked or (attention.own_attention and {"q", "k"} & set(self.observer.slots)))
+            if not (kept or (asked and self.observer.activations)):
                 continue
             values = projection.take(output)
-            if self.observer.activations:
+            if asked and self.observer.activations:
                 self.activation[slot] = self._sums(values)
-            if slot != "v":
+            if kept:
                 self._raw[slot] = values
 
     def _before_attention(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -298,7 +313,7 @@ class _LayerTap:
     def _heads(self, values: Tensor, heads: int) -> Tensor:
         """[B, T, H * D] in the compute precision, split into heads."""
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        return values.to(wide).unflatten(-1, (heads, self.layer.attention.head_dim))
+        return values.to(wide).view(*values.shape[:-1], heads, self.layer.attention.head_dim)
 
     def on_attention(
         self,
@@ -324,7 +339,7 @@ class _LayerTap:
             query=query,
             key=key,
             scale=scale,
-            bias=functools.partial(_bias, mask, position_bias, groups, wide, query.device),
+            bias=functools.partial(block_bias, mask, position_bias, groups, wide, query.device),
             row_weight=self.observer.counted_on(query.device).to(wide).repeat_interleave(groups, 0),
             blocks=self.observer.blocks(mask, tokens),
             cap=softcap,
@@ -333,8 +348,8 @@ class _LayerTap:
         if self.observer.measure == "released":
             self._released_attention(attention, batch)
             return
-        before = {}
-        gain = {}
+        before: dict[str, Tensor] = {}
+        gain: dict[str, Tensor | None] = {}
         for slot, norm, count in (("q", part.query_norm, heads), ("k", part.key_norm, groups)):
             if slot not in self.observer.slots:
                 continue
@@ -494,7 +509,7 @@ class _LayerTap:
                 total[:, expert].index_add_(0, sequence, values * count)
                 activity[:, expert].index_add_(0, sequence, values.square() * count)
 
-        result = _experts_forward(module, hidden, expert_ids, routing, visit)
+        result = experts_forward(module, hidden, expert_ids, routing, visit)
         if released:
             self.impact["ffn"] = magnitude.flatten(1)
         else:
@@ -518,7 +533,9 @@ class _LayerTap:
         tokens = states_BTN.shape[1]
         weight = self.observer.counted_on(states_BTN.device).to(wide)[:, None]
         chunk = tokens if states_BTN.is_cuda else _TOKEN_CHUNK
-        squares, total, above = 0, 0, 0
+        squares, total, above = (
+            states_BTN.new_zeros(len(states_BTN), 1, states_BTN.shape[2], dtype=wide) for _ in range(3)
+        )
         for start in range(0, tokens, chunk):
             part, factor = states_BTN[:, start : start + chunk].to(wide), weight[:, :, start : start + chunk]
             squares = squares + (factor @ part.square())
@@ -526,19 +543,16 @@ class _LayerTap:
                 total = total + (factor @ part)
                 if positive:
                     above = above + (factor @ (part > 0).to(wide))
-        empty = states_BTN.new_zeros(0)
-        found = [value[:, 0] if isinstance(value, Tensor) else empty for value in (above, total, squares)]
-        return Activation(*found)
+        return Activation(above[:, 0], total[:, 0], squares[:, 0])
 
     def _count_positive(self, states: Tensor) -> Tensor:
         states_BTN = self._by_sequence(states)
         weight = self.observer.counted_on(states.device).float()[:, None]
         chunk = states_BTN.shape[1] if states_BTN.is_cuda else _TOKEN_CHUNK
-        found = 0
+        found = weight.new_zeros(len(states_BTN), 1, states_BTN.shape[2])
         for start in range(0, states_BTN.shape[1], chunk):
             part = states_BTN[:, start : start + chunk]
             found = found + weight[:, :, start : start + chunk] @ (part > 0).float()
-        assert isinstance(found, Tensor)
         return found[:, 0]
 
 
@@ -594,163 +608,3 @@ def norm_eps(norm: nn.Module) -> float:
         f"wanted an RMS norm with an attribute eps on queries and keys, found {type(norm).__name__}. "
         "Pass slots without q and k."
     )
-
-
-# -- the interfaces of transformers ---------------------------------------------------------------------------------
-
-TAPS: dict[nn.Module, Any] = {}
-"""Which tap observes an attention or experts module now."""
-
-_EAGER, _SDPA = "babelscope_eager", "babelscope_sdpa"
-
-
-def _allowed(mask: Tensor) -> Tensor:
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def _bias(
-    mask: Tensor | None,
-    position_bias: Tensor | None,
-    groups: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    start: int,
-    stop: int,
-    low: int,
-    high: int,
-) -> Tensor:
-    """The additive mask of a block, [P, R or 1, I, J] (or broadcastable to it)."""
-    if mask is None:
-        rows, keys = (torch.arange(first, last, device=device) for first, last in ((start, stop), (low, high)))
-        allowed = keys[None, :] <= rows[:, None]
-        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)[None, None]
-    block = mask[:, :, start:stop, low:high].to(device)
-    allowed = _allowed(block)
-    values = torch.zeros(block.shape, dtype=dtype, device=device) if block.dtype == torch.bool else block.to(dtype)
-    values = values.masked_fill(~allowed, -torch.inf)
-    if position_bias is not None:
-        last = position_bias.shape[2]
-        rows_of_bias = slice(start, stop) if last > 1 else slice(None)
-        values = values + position_bias[:, :, rows_of_bias, low:high].to(device, dtype)
-    batch, heads = values.shape[:2]
-    if heads == 1:
-        return values.repeat_interleave(groups, 0)
-    return values.reshape(batch * groups, heads // groups, *values.shape[2:])
-
-
-def _observed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Any:
-    tap = TAPS.get(module)
-    if tap is not None:
-        tap.on_attention(query, key, mask, **kwargs)
-    if module.config._attn_implementation == _EAGER:  # type: ignore[union-attr]
-        eager = sys.modules[type(module).__module__].eager_attention_forward
-        return eager(module, query, key, value, mask, **kwargs)
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-
-
-def _observed_experts(module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
-    tap = TAPS.get(module)
-    if tap is None:
-        return _experts_forward(module, hidden, expert_ids, routing, lambda *_: None)
-    result: Tensor = tap.on_experts(module, hidden, expert_ids, routing)
-    return result
-
-
-def _experts_forward(
-    module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor, visit: Callable[..., None]
-) -> Tensor:
-    """A mixture of experts written out expert by expert; `visit` sees each expert's routed tokens and units."""
-    gate_up, down = module.gate_up_proj, module.down_proj
-    assert isinstance(gate_up, Tensor)
-    assert isinstance(down, Tensor)
-    result = torch.zeros_like(hidden)
-    for expert in range(len(down)):
-        token, place = (expert_ids == expert).nonzero(as_tuple=True)
-        if not len(token):
-            continue
-        gate, up = nn.functional.linear(hidden[token], gate_up[expert]).chunk(2, dim=-1)
-        units = module.act_fn(gate) * up  # type: ignore[operator]
-        weight = routing[token, place, None]
-        output = nn.functional.linear(units, down[expert]) * weight
-        result.index_add_(0, token, output.to(result.dtype))
-        visit(expert, token, gate, up, units, weight)
-    return result
-
-
-def _eager_mask(**kwargs: Any) -> Tensor | None:
-    """The eager mask, except that a row without any key (left padding) sees them all.
-
-    Upstream gives such rows the smallest number of the dtype, which becomes -inf when a float64 model casts its
-    scores to float32 for the softmax: the padding turns to NaN and, through 0 * NaN, so does everything else.
-    """
-    from transformers.masking_utils import eager_mask
-
-    mask = eager_mask(**kwargs)
-    if mask is None:
-        return None
-    blind = ~_allowed(mask).any(-1, keepdim=True)
-    return mask.masked_fill(blind, 0.0)
-
-
-@functools.cache
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    for name, mask in ((_EAGER, _eager_mask), (_SDPA, sdpa_mask)):
-        AttentionInterface.register(name, _observed_attention)
-        AttentionMaskInterface.register(name, mask)
-
-
-@functools.cache
-def _register_experts() -> None:
-    from transformers.integrations.moe import ExpertsInterface
-
-    ExpertsInterface.register(_SDPA, _observed_experts)
-
-
-def _configs(anatomy: Anatomy, modules: Iterable[nn.Module]) -> list[Any]:
-    """Every distinct configuration object that these modules, or the model that builds their masks, read."""
-    holders = [anatomy.model, getattr(anatomy.model, "base_model", anatomy.model), *modules]
-    configs = [holder.config for holder in holders if hasattr(holder, "config")]
-    configs += [config.get_text_config() for config in configs if hasattr(config, "get_text_config")]
-    return list({id(config): config for config in configs}.values())
-
-
-def _switch(configs: list[Any], attribute: str, choose: Callable[[Any], str], stack: ExitStack) -> None:
-    for config in configs:
-        original = getattr(config, attribute, None)
-        setattr(config, attribute, choose(config))
-        stack.callback(setattr, config, attribute, original)
-
-
-def switch_attention(anatomy: Anatomy, stack: ExitStack) -> None:
-    _register()
-    modules = [layer.attention.module for layer in anatomy.layers]
-    needs_eager = any(hasattr(module, "sinks") for module in modules)
-
-    def choose(config: Any) -> str:
-        original = config._attn_implementation
-        capped = getattr(config, "attn_logit_softcapping", None) is not None and original != "sdpa"
-        own = any(layer.attention.own_attention for layer in anatomy.layers)
-        return _EAGER if original in ("eager", _EAGER) or needs_eager or capped or own else _SDPA
-
-    _switch(_configs(anatomy, modules), "_attn_implementation_internal", choose, stack)
-
-
-def switch_experts(anatomy: Anatomy, stack: ExitStack) -> None:
-    _register_experts()
-    modules = [layer.ffn.experts for layer in anatomy.layers if layer.ffn.experts is not None]
-    _switch(_configs(anatomy, modules), "_experts_implementation_internal", lambda _: _SDPA, stack)
-
-
-def evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
-    """Evaluation mode, module by module, so that a model half in training comes back as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-        stack.callback(setattr, module, "training", True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, RotationStyle
-from babelscope.models import observe
+from babelscope.models import interfaces, observe
 from babelscope.models.anatomy import Anatomy, LayerAnatomy
 
 _TOKENS = 16
@@ -44,11 +44,11 @@ def self_check(anatomy: Anatomy) -> None:
         UnsupportedModelError: which layer and slot, what was expected and found, and what to do.
     """
     with ExitStack() as stack:
-        observe.evaluation_mode(anatomy.model, stack)
+        interfaces.evaluation_mode(anatomy.model, stack)
         if {"q", "k", "v", "o"} & set(anatomy.slots):
-            observe.switch_attention(anatomy, stack)
+            interfaces.switch_attention(anatomy, stack)
         if "ffn" in anatomy.slots and any(layer.ffn.experts is not None for layer in anatomy.layers):
-            observe.switch_experts(anatomy, stack)
+            interfaces.switch_experts(anatomy, stack)
         stack.enter_context(torch.no_grad())
         caught = _catch(anatomy)
         for layer in _representatives(anatomy):
@@ -108,8 +108,8 @@ def _catch_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught, stack: 
             angles = (caught.attention or ((), {}))[1].get("position_embeddings")
             part.rotation = _find_rotation(layer, raw["q"], query_BHTD, angles)
 
-        observe.TAPS[part.module] = _Reader(find)
-        stack.callback(observe.TAPS.pop, part.module, None)
+        interfaces.TAPS[part.module] = _Reader(find)
+        stack.callback(interfaces.TAPS.pop, part.module, None)
     for handle in handles:
         stack.callback(handle.remove)
 
@@ -132,8 +132,8 @@ def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles:
     tolerance = 1e-3 if query_BHTD.dtype in (torch.float32, torch.float64) else 5e-2
     if errors[best] > tolerance:
         raise UnsupportedModelError(
-            f"layer {layer.index}, slot q: wanted queries that are the output of W_Q, normed and rotated; the attention "
-            f"function received something else (nearest: {best or 'no'} rotation, relative difference "
+            f"layer {layer.index}, slot q: wanted queries that are the output of W_Q, normed and rotated; the "
+            f"attention function received something else (nearest: {best or 'no'} rotation, relative difference "
             f"{errors[best]:.2g}). Pass slots without q and k, or add the missing step to the family's row."
         )
     return best
@@ -226,8 +226,8 @@ def _results(layer: LayerAnatomy) -> Iterator[dict[str, Tensor]]:
                 )
             )
         else:
-            observe.TAPS[part.module] = _Reader(probabilities)
-            stack.callback(observe.TAPS.pop, part.module, None)
+            interfaces.TAPS[part.module] = _Reader(probabilities)
+            stack.callback(interfaces.TAPS.pop, part.module, None)
         for handle in handles:
             stack.callback(handle.remove)
         yield kept

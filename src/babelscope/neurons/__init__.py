@@ -1,0 +1,1 @@
+"""What is counted and kept: statistics of neurons, sets of neurons, and their files."""

@@ -1,0 +1,214 @@
+"""The atlas: what one pass over several languages found, from which every detector and threshold is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import babelscope
+from babelscope.artifacts import read_tensors, write_tensors
+from babelscope.detection import selection
+from babelscope.errors import ConfigError, DataError, ProvenanceError
+from babelscope.languages import get_language
+from babelscope.neurons.neuronset import NeuronSet
+from babelscope.neurons.statistics import Layout, Statistics, layout_from_json, layout_to_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = "atlas"
+FILE = "atlas.safetensors"
+
+
+@dataclass
+class Atlas:
+    """Statistics of every neuron for several languages, of one model and one way of measuring.
+
+    `atlas | other` merges shards: the same language from other documents, or other languages.
+    """
+
+    statistics: dict[str, Statistics]
+    """By language code."""
+    model: dict[str, Any]
+    """Identity of the model: name, revision, model_type, fingerprint."""
+    settings: dict[str, Any]
+    """What decides the numbers: preset, measure, norm, special tokens, lengths, slots."""
+    corpora: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Language -> one record per shard: name, identity, shard, documents, tokens, what was skipped and why."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages, in order of detection."""
+        return tuple(self.statistics)
+
+    @property
+    def layout(self) -> Layout:
+        """Units by slot and layer, and what is counted."""
+        return next(iter(self.statistics.values())).layout
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Slots that were scored."""
+        return tuple(self.layout.widths)
+
+    def of(self, language: str) -> Statistics:
+        """Statistics of one language; ConfigError when the atlas lacks it."""
+        code = get_language(language).code
+        if code not in self.statistics:
+            raise ConfigError(
+                f"the atlas holds {', '.join(self.languages)}, not {code!r}. Detect it too and merge the atlases."
+            )
+        return self.statistics[code]
+
+    def select(
+        self,
+        language: str,
+        *,
+        rule: str | None = None,
+        budget: float | int | None = None,
+        eps: float | None = None,
+        top_k: float | int | None = None,
+        min_support: float = 1.0,
+        per_slot: bool | None = None,
+        slots: Iterable[str] | None = None,
+        exclude: str | None = None,
+        statistic: str | None = None,
+        own: str | None = None,
+        others: str | None = None,
+    ) -> NeuronSet:
+        """The neurons of a language.
+
+        Args:
+            language: its code.
+            rule: `contrast` (what the language needs more than any other does), `minimum` (the paper's: needed in
+                every document, Eq. 2), `released` (top k per layer in every document, as the published code), or
+                `lape` (Tang et al. 2024). None: what the atlas's preset stands for.
+            budget: how many neurons: a share of all units (below 1), or a number. The paper's share is 0.0013.
+            eps: for `minimum`: keep units whose impact reaches eps in the documents.
+            top_k: for `minimum` and `released`: keep units among the top k per layer and slot in the documents: one of
+                the shares (below 1) or numbers that detection counted.
+            min_support: share of documents in which `eps` or `top_k` must hold.
+            per_slot: split the budget over the slots by their number of units instead of ranking all slots together.
+            slots: only these.
+            exclude: `shared` (units that every language selects), `others` (units that any other language selects), or
+                the code of a language whose set is taken away.
+            statistic: `impact`, or `activation` to rank by share of active tokens.
+            own: for `contrast`: statistic of the language, `mean` or `minimum`.
+            others: for `contrast`: statistic over the other languages, `max` or `mean`.
+
+        Returns:
+            The set, with the rule's score beside every neuron.
+
+        Raises:
+            ConfigError: an unknown rule or language, or settings that contradict; says what to do.
+        """
+        code = get_language(language).code
+        self.of(code)
+        request = selection.Request(
+            rule=rule or selection.default_rule(self.settings),
+            budget=budget,
+            eps=eps,
+            top_k=top_k,
+            min_support=min_support,
+            per_slot=per_slot,
+            slots=None if slots is None else tuple([slots] if isinstance(slots, str) else slots),
+            exclude=exclude,
+            statistic=statistic,
+            own=own,
+            others=others,
+        )
+        return selection.select(self, code, request)
+
+    def provenance(self, language: str, detector: str, selected: Mapping[str, Any]) -> dict[str, Any]:
+        """The header of a neuron file selected from this atlas."""
+        return {
+            "model": self.model,
+            "language": language,
+            "detector": detector,
+            "selection": dict(selected),
+            "measurement": self.settings,
+            "languages": list(self.languages),
+            "corpus": self.corpora.get(language, []),
+            "version": babelscope.__version__,
+        }
+
+    def __or__(self, other: Atlas) -> Atlas:
+        if not isinstance(other, Atlas):
+            return NotImplemented
+        if self.model.get("fingerprint") != other.model.get("fingerprint"):
+            raise ProvenanceError(
+                f"wanted atlases of one model, found {self.model.get('name')} ({self.model.get('fingerprint')}) and "
+                f"{other.model.get('name')} ({other.model.get('fingerprint')}). Merge atlases of one model only."
+            )
+        different = [name for name in self.settings if self.settings[name] != other.settings.get(name)]
+        if different or self.layout != other.layout:
+            details = "; ".join(
+                f"{name}: {self.settings[name]!r} and {other.settings.get(name)!r}" for name in different
+            )
+            raise ProvenanceError(
+                f"the atlases were measured differently ({details or 'other slots, folds or counts'}). "
+                "Detect both with the same settings."
+            )
+        statistics = dict(self.statistics)
+        corpora = {language: list(records) for language, records in self.corpora.items()}
+        for language, theirs in other.statistics.items():
+            records = other.corpora.get(language, [])
+            if language in statistics:
+                _refuse_twice(language, corpora.get(language, []), records)
+                statistics[language] = statistics[language].merge(theirs)
+                corpora[language] = [*corpora.get(language, []), *records]
+            else:
+                statistics[language] = theirs
+                corpora[language] = list(records)
+        return Atlas(statistics, self.model, self.settings, corpora)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file (a folder gets `atlas.safetensors`)."""
+        tensors: dict[str, Tensor] = {}
+        for language, statistics in self.statistics.items():
+            tensors |= statistics.tensors(language)
+        write_tensors(_file(path), KIND, tensors, self.header())
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the numbers."""
+        return {
+            "languages": list(self.languages),
+            "model": self.model,
+            "settings": self.settings,
+            "corpora": self.corpora,
+            "layout": layout_to_json(self.layout),
+            "version": babelscope.__version__,
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Atlas:
+        """Reads an atlas: its file, or the run folder that holds it. DataError when it is missing or damaged."""
+        file = _file(path)
+        tensors, header = read_tensors(file, KIND)
+        try:
+            layout = layout_from_json(header["layout"])
+            names = list(header["languages"])
+            model, settings, corpora = header["model"], header["settings"], header["corpora"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: the atlas's header is damaged ({error!r}). Detect again.") from None
+        statistics = {name: Statistics.from_tensors(layout, tensors, name, file) for name in names}
+        return cls(statistics, model, settings, corpora)
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+def _refuse_twice(language: str, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    def key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (record.get("identity"), record.get("seed"), tuple(record.get("shard", ())))
+
+    both = {key(record) for record in mine if record.get("identity") != "unknown"} & {key(record) for record in theirs}
+    if both:
+        raise ProvenanceError(
+            f"{language}: both atlases counted the same documents (corpus {sorted(map(str, both))}). Merge shards of "
+            "different documents: detect them with --shard 0/2 and --shard 1/2, or from other files."
+        )

@@ -1,0 +1,152 @@
+"""Loading a model, and telling models apart."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from babelscope.errors import ConfigError, DataError
+
+_SAMPLES = 1024
+"""Values read per tensor for the fingerprint: a 70B model costs under a megabyte of reading."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model an artefact belongs to."""
+
+    name: str
+    """Hub name or folder, as it was loaded."""
+    revision: str | None
+    model_type: str
+    fingerprint: str
+    """Of the weights; see `fingerprint`."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelIdentity:
+        """The identity of a loaded model."""
+        config: Any = model.config
+        return cls(
+            name=str(getattr(config, "_name_or_path", "") or type(model).__name__),
+            revision=getattr(config, "_commit_hash", None),
+            model_type=str(getattr(config, "model_type", "")),
+            fingerprint=fingerprint(model),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file's header."""
+        return asdict(self)
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    quantization_config: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Loads a causal language model and its tokenizer, ready for observation.
+
+    Args:
+        name: a folder, or a name on the Hugging Face Hub.
+        dtype: "auto" (as saved), or a torch dtype or its name ("bfloat16").
+        device_map: passed on; "auto" needs accelerate.
+        quantization_config: passed on.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run code that the model brings along. Off unless you ask.
+        **options: anything else that `from_pretrained` takes.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        DataError: no such folder, not a model folder, or not found on the Hub.
+        ConfigError: an unknown dtype.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"{folder} is not a model folder: it has no config.json, but {_listing(folder)}. Give the folder that "
+                "save_pretrained wrote."
+            )
+    elif _looks_like_path(str(name)):
+        raise DataError(f"no model folder {folder}{_near(folder)}. Check the path, or give a name on the Hub.")
+    source = str(folder) if folder.is_dir() else str(name)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if device_map is not None:
+        options["device_map"] = device_map
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **common, **options)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"could not load {source!r}: {str(error).strip()}\n"
+            "Check the name, log in for a gated model (hf auth login), or give a local folder."
+        ) from error
+    model.eval()
+    return model, tokenizer
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, from names, shapes and evenly spaced values of every floating-point tensor.
+
+    Values are compared after rounding to bfloat16, so that a model and its half-precision copy are the same model.
+    Quantised tensors don't take part, so a quantised copy is another one. A few changed values may go unseen: this
+    tells models and checkpoints apart, it doesn't guard against tampering.
+    """
+    total = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.is_floating_point() or parameter.element_size() < 2:
+            continue
+        total.update(f"{name}{tuple(parameter.shape)}".encode())
+        if parameter.device.type == "meta":
+            continue
+        flat = parameter.detach().reshape(-1)
+        count = min(_SAMPLES, flat.numel())
+        at = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).round().long()
+        values = flat[at.to(flat.device)].to("cpu", torch.bfloat16)
+        total.update(values.view(torch.int16).numpy().tobytes())
+    return total.hexdigest()[:32]
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(
+            f"wanted a dtype such as auto, float32, bfloat16 or float16, found {dtype!r}. Correct the name."
+        )
+    return found
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether a name that is no folder was meant as one: hub names have at most one slash and no leading dot."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def _near(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return f" (nor its parent {folder.parent})"
+    names = [item.name for item in folder.parent.iterdir() if item.is_dir()]
+    close = difflib.get_close_matches(folder.name, names, n=3)
+    return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(item.name for item in folder.iterdir())
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing at all"
