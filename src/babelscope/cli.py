@@ -94,8 +94,8 @@ def _detect(args: argparse.Namespace) -> Answer:
 
     loading = {name: getattr(args, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
     model, tokenizer = load_model(args.model, **loading)
-    if args.device_map is None and torch.cuda.is_available():
-        model.to("cuda")
+    if args.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
+        model.to("cuda")  # device_map="cuda" would need accelerate
     names = ("documents", "max_tokens", "min_tokens", "preset", "slots", "top_shares", "thresholds", "seed", "field")
     options = {name: getattr(args, name) for name in (*names, "shard", "token_budget", "kernel")}
     if args.dry_run:

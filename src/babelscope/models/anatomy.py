@@ -267,17 +267,17 @@ def dense_weight(module: nn.Module) -> Tensor:
     stored = (in_features, out_features) if is_transposed(module) else (out_features, in_features)
     if isinstance(weight, Tensor) and tuple(weight.shape) == stored and _is_readable(weight):
         return weight.T if is_transposed(module) else weight
-    parameter = next(itertools.chain(module.parameters(), module.buffers()))
-    device = parameter.device if parameter.device.type != "meta" else torch.device("cpu")
-    dtype = parameter.dtype if parameter.is_floating_point() else torch.get_default_dtype()
+    held = list(itertools.chain(module.parameters(), module.buffers()))
+    device = held[0].device if held[0].device.type != "meta" else torch.device("cpu")
+    dtype = next((each.dtype for each in held if _is_readable(each)), torch.get_default_dtype())
     columns = []
-    with torch.no_grad():
-        offset = module(torch.zeros(1, in_features, device=device, dtype=dtype))
+    with torch.no_grad():  # forward, not a call: the hooks that ask for the weight must not see the probes
+        offset = module.forward(torch.zeros(1, in_features, device=device, dtype=dtype))
         for start in range(0, in_features, 1024):
             unit = torch.arange(start, min(start + 1024, in_features), device=device)
             probe = torch.zeros(len(unit), in_features, device=device, dtype=dtype)
             probe[torch.arange(len(unit), device=device), unit] = 1
-            columns.append((module(probe) - offset).T)
+            columns.append((module.forward(probe) - offset).T)
     return torch.cat(columns, dim=1)
 
 

@@ -72,8 +72,10 @@ def load_model(
         DataError: no such folder, not a model folder, or not found on the Hub.
         ConfigError: an unknown dtype.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    wanted = _dtype(dtype)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -91,8 +93,8 @@ def load_model(
         options["quantization_config"] = quantization_config
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype), **common, **options)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **common, **options)
+    except (OSError, ValueError, SafetensorError) as error:
         raise DataError(
             f"could not load {source!r}: {str(error).strip()}\n"
             "Check the name, log in for a gated model (hf auth login), or give a local folder."

@@ -200,14 +200,16 @@ class Observer:
                 impact[slot].append(tap.impact[slot])
                 if self.activations:
                     activation[slot].append(tap.activation[slot])
-        for slot, by_layer in impact.items():
-            finite = torch.stack([values.isfinite().all().to("cpu") for values in by_layer])
-            if not bool(finite.all()):
-                layer = int((~finite).nonzero()[0])
-                raise NumericsError(
-                    f"layer {layer}, slot {slot}: the impact is NaN or infinite. The model overflows on this text; "
-                    "load it in bfloat16 or float32 instead of float16, or check its weights for NaN."
-                )
+        # Layer by layer, for NaN spreads to all that is computed later: the first place is where to look.
+        finite = [[impact[slot][place].isfinite().all() for slot in self.slots] for place in range(len(self._taps))]
+        wrong = (~torch.stack([each.to("cpu") for row in finite for each in row])).nonzero()
+        if len(wrong):
+            place, number = divmod(int(wrong[0]), len(self.slots))
+            raise NumericsError(
+                f"layer {self._taps[place].layer.index}, slot {self.slots[number]}: the impact is NaN or infinite. "
+                "The model overflows on this text; load it in bfloat16 or float32 instead of float16, or check its "
+                "weights for NaN."
+            )
         return Observation(impact, activation)
 
 
@@ -595,7 +597,7 @@ def neuron_impacts(
 def over_heads(norm: nn.Module, head_dim: int) -> bool:
     """Whether a Q/K norm spans all heads (OLMo-2) rather than each head."""
     weight = getattr(norm, "weight", None)
-    return isinstance(weight, Tensor) and weight.numel() > head_dim
+    return isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) > head_dim
 
 
 def norm_eps(norm: nn.Module) -> float:

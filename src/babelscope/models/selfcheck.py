@@ -140,15 +140,12 @@ def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles:
 
 
 def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None:
-    weights = list(layer.module.parameters())
-    editable = all(weight.is_floating_point() and weight.device.type != "meta" for weight in weights) and all(
-        not module._forward_hooks and not hasattr(module, "_hf_hook") for module in layer.module.modules()
-    )
-    editable = editable and all(weight.element_size() > 1 for weight in weights)
+    editable = _is_editable(anatomy, layer)
     subject, precise = layer, False
     if editable:
         subject = copy.deepcopy(layer)
-        wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+        double = next(layer.module.parameters()).dtype == torch.float64
+        wide = torch.float64 if double else torch.float32
         subject.module.to(wide)
         precise = True
         caught = _Caught(_cast(caught.attention, wide), _cast(caught.ffn, wide))
@@ -187,12 +184,32 @@ def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None
                 )
 
 
+def _is_editable(anatomy: Anatomy, layer: LayerAnatomy) -> bool:
+    """Whether the layer's weights can be copied, made more precise and zeroed; quantised ones may be buffers."""
+    for module in layer.module.modules():
+        if module._forward_hooks or hasattr(module, "_hf_hook"):
+            return False
+    for weight in layer.module.parameters():
+        if not weight.is_floating_point() or weight.element_size() < 2 or weight.device.type == "meta":
+            return False
+    try:
+        for slot in anatomy.slots:
+            anatomy.of_layer(layer).weights(slot, 0, torch.tensor([0]))
+    except UnsupportedModelError:
+        return False
+    return True
+
+
 def _cast(call: tuple[tuple[Any, ...], dict[str, Any]] | None, dtype: torch.dtype) -> Any:
     """The same call with every floating-point tensor in another precision."""
 
     def cast(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(dtype) if value.is_floating_point() else value
+            if not value.is_floating_point():
+                return value
+            # Additive masks hide a key by the smallest number of their dtype.
+            hidden = value <= torch.finfo(value.dtype).min
+            return value.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
         if isinstance(value, tuple | list):
             return type(value)(cast(item) for item in value)
         if isinstance(value, dict):

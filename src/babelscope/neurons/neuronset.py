@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +77,15 @@ class NeuronSet:
                         f"slot {name}: the model has layers 0..{anatomy.n_layers - 1}, found layer {layer}. "
                         "Correct the layer."
                     )
+                several = list(units)
                 beside = list((scores or {}).get(name, {}).get(layer, []))
-                for place, unit in enumerate(units):
-                    number = anatomy.expert_unit(layer, *unit) if isinstance(unit, tuple) else int(unit)
+                if beside and len(beside) != len(several):
+                    raise ConfigError(
+                        f"slot {name}, layer {layer}: {len(several)} units, but {len(beside)} score(s). "
+                        "Give one for each, in the same order, or none."
+                    )
+                for place, unit in enumerate(several):
+                    number = _unit_number(anatomy, name, layer, unit)
                     if not 0 <= number < widths[slot][layer]:
                         raise ConfigError(
                             f"slot {name}, layer {layer}: units are 0..{widths[slot][layer] - 1}, found {number}. "
@@ -338,6 +345,7 @@ class NeuronSet:
         tensors, header = read_tensors(Path(path), KIND)
         try:
             widths = {str(slot): tuple(int(w) for w in layers) for slot, layers in header["widths"].items()}
+            provenance = dict(header["provenance"])
             empty = torch.empty(0)
             indices = {
                 slot: tuple(tensors.get(f"{slot}.{layer}.index", empty).long() for layer in range(len(layers)))
@@ -360,7 +368,7 @@ class NeuronSet:
         unknown = sorted(set(widths) - set(SLOTS))
         if unknown:
             raise DataError(f"{path}: unknown slots {unknown}. It was written by another version; make it again.")
-        found = cls(widths, indices, scores, header.get("provenance", {}))
+        found = cls(widths, indices, scores, provenance)
         if model is not None:
             found.check(model, force=force)
         return found
@@ -391,6 +399,20 @@ class NeuronSet:
 
     def _model_name(self) -> str:
         return str((self.provenance.get("model") or {}).get("name", "an unnamed model"))
+
+
+def _unit_number(anatomy: Anatomy, slot: str, layer: int, unit: Any) -> int:
+    """Index of a unit given as an integer or, in the FFN, as (expert, unit)."""
+    try:
+        if not (isinstance(unit, tuple) and ALIASES.get(slot, slot) == "ffn"):
+            return operator.index(unit)
+        expert, inner = (operator.index(part) for part in unit)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"slot {slot}, layer {layer}: wanted units as integers, or as (expert, unit) in slot ffn, found {unit!r}. "
+            "Correct it."
+        ) from None
+    return anatomy.expert_unit(layer, expert, inner)
 
 
 def _short(provenance: Mapping[str, Any]) -> dict[str, Any]:

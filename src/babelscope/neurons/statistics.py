@@ -210,15 +210,19 @@ class Statistics:
     def from_tensors(cls, layout: Layout, tensors: Mapping[str, Tensor], prefix: str, where: Any) -> Statistics:
         """Back from a file; DataError when a tensor is missing or has another shape."""
         result = cls.empty(layout)
+
+        def take(name: str, like: Tensor) -> Tensor:
+            found = tensors[f"{prefix}.{name}"]
+            if found.shape != like.shape:
+                raise KeyError(f"{prefix}.{name} of shape {tuple(like.shape)}")
+            return found
+
         try:
-            result.documents, result.tokens = tensors[f"{prefix}.documents"], tensors[f"{prefix}.tokens"]
+            result.documents, result.tokens = take("documents", result.documents), take("tokens", result.tokens)
             for slot, values in result.slots.items():
                 for name, value in values.items():
                     if value.numel():
-                        found = tensors[f"{prefix}.{slot}.{name}"]
-                        if found.shape != value.shape:
-                            raise KeyError(f"{prefix}.{slot}.{name} of shape {tuple(value.shape)}")
-                        values[name] = found
+                        values[name] = take(f"{slot}.{name}", value)
         except KeyError as error:
             raise DataError(f"{where}: the file has no tensor {error}; it is damaged. Make it again.") from None
         return result

@@ -291,7 +291,7 @@ def draw_detected(content: Mapping[str, Any], screen: Screen) -> list[str]:
     title = {
         "new": f"Detected {number} language{'s' * (number > 1)} in {content['seconds']:.0f} s",
         "resumed": f"Detected {number} language{'s' * (number > 1)}, {content['seconds']:.0f} s since resuming",
-        "finished before": f"{content['out']} was finished already; nothing was computed",
+        "finished before": "This run was finished already; nothing was computed",
     }[content["state"]]
     return draw_read(title, content["out"], content, screen)
 

@@ -50,7 +50,7 @@ def cells(text: str) -> int:
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; wide characters count for two."""
-    room = max(8, width if cells(text) <= len(text) else width // 2)
+    room = max(1, width if cells(text) <= len(text) else width // 2)
     return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
 
 
@@ -81,32 +81,37 @@ class Screen:
 
     def fields(self, pairs: Iterable[tuple[str, object]]) -> list[str]:
         """Names and values in two columns, the values wrapped; without those that are empty."""
-        shown = [(name, clean(value)) for name, value in pairs if value not in (None, "")]
+        shown = [(clean(name), clean(value)) for name, value in pairs if value not in (None, "")]
         wide = max((len(name) for name, _ in shown), default=0) + 2
         lines = []
         for name, value in shown:
-            for number, line in enumerate(wrapped(value, self.width - wide - 2)):
+            for number, line in enumerate(wrapped(value, max(16, self.width - wide - 2))):
                 lines.append("  " + (name if number == 0 else "").ljust(wide) + line)
         return lines
 
     def table(self, head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
         """Columns under headings: the first `left` to the left, the others, numbers mostly, to the right.
 
-        Where that is too wide, the longest columns of text are wrapped.
+        Where that is too wide, headings are wrapped, and then the longest of the columns to the left.
         """
-        body = [[clean(cell) for cell in row] for row in rows]
-        everything = [list(head), *body]
-        widths = [max(cells(row[place]) for row in everything) for place in range(len(head))]
-        while sum(widths) + 2 * len(widths) > self.width and max(widths[:left], default=0) > 12:
-            widths[widths.index(max(widths[:left]))] -= 1
+        heads, body = [clean(cell) for cell in head], [[clean(cell) for cell in row] for row in rows]
+        least = [max(map(cells, (*heads[place].split(), *(row[place] for row in body)))) for place in range(len(head))]
+        widths = [max(width, cells(each)) for width, each in zip(least, heads, strict=True)]
+        while sum(widths) + 2 * len(widths) > self.width:
+            loose = [place for place in range(len(head)) if widths[place] > (12 if place < left else least[place])]
+            if not loose:
+                break
+            widths[max(loose, key=lambda place: (place >= left, widths[place]))] -= 1
         lines = []
-        for number, row in enumerate(everything):
-            columns = [wrapped(cell, widths[place]) if place < left else [cell] for place, cell in enumerate(row)]
-            for at in range(max(map(len, columns))):
+        for number, row in enumerate([heads, *body]):
+            columns = [wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+            height = max(map(len, columns))
+            for at in range(height):
                 line = ""
-                for place, column in enumerate(columns):
-                    cell = column[at] if at < len(column) else ""
-                    gap = " " * max(0, widths[place] - cells(cell))
+                for place, (column, width) in enumerate(zip(columns, widths, strict=True)):
+                    from_top = at - (height - len(column)) if number == 0 else at  # headings stand on their columns
+                    cell = column[from_top] if 0 <= from_top < len(column) else ""
+                    gap = " " * max(0, width - cells(cell))
                     line += "  " + (cell + gap if place < left else gap + cell)
                 lines.append(self.paint(line.rstrip(), "2") if number == 0 else line.rstrip())
         return lines
@@ -129,7 +134,9 @@ class Screen:
             means = [sum(part) / len(part) for part in bins]
             top = max(means, default=0.0)
             bars = "".join(("·" if mean <= 0 else _BARS[min(7, int(mean / top * 8))]) * wide for mean in means)
-            lines.append(("  " + name).ljust(names) + self.paint(bars, "36") + "   " + beside.get(name, ""))
+            lines.append(
+                ("  " + clean(name)).ljust(names) + self.paint(bars, "36") + f"   {beside.get(name, '')}".rstrip()
+            )
         if together > 1:
             lines.append(self.paint(" " * names + f"a column is {together} layers", "2"))
         return lines
