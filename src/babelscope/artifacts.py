@@ -126,19 +126,23 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def run_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
+def run_folder(path: Path, asked: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Path]:
     """Opens a run folder for writing: one process at a time, and only for the settings it was made with.
 
     Args:
         path: the folder; made if missing.
-        asked: the settings that decide the numbers. Stored in run.json, compared when the folder exists already.
+        asked: the settings that decide the numbers. Stored in run.json, compared when the folder holds work already.
+        about: what a reader of run.json wants to know besides: names of the model and the corpora.
 
     Raises:
         RunFolderError: another process is writing it, or it was made with other settings (says which differ).
     """
     from filelock import FileLock, Timeout
 
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"{path} is a file, or lies under one. Give a folder with --out.") from None
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -148,17 +152,24 @@ def run_folder(path: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
         ) from None
     try:
         record = path / "run.json"
-        if record.exists():
+        if all(_is_our_own(item) for item in path.iterdir()):
+            # Nothing was done yet (a new folder, or a corpus turned out empty): the corrected command may use it.
+            started = {"schema": SCHEMA, "status": "running", "asked": asked, **about, "environment": environment()}
+            write_json(record, started)
+        elif record.exists():
             _compare(path, read_json(record).get("asked", {}), json.loads(json.dumps(asked)))
-        elif any(item.name != ".lock" for item in path.iterdir()):
+        else:
             raise RunFolderError(
                 f"{path} is not empty and not a run folder (no run.json). Give a new folder with --out."
             )
-        else:
-            write_json(record, {"schema": SCHEMA, "asked": asked, "environment": environment(), "status": "running"})
         yield path
     finally:
         lock.release()
+
+
+def _is_our_own(item: Path) -> bool:
+    """The lock, the record, and what a killed process left of a record half written."""
+    return item.name in (".lock", "run.json") or (item.name.startswith(".run.json.") and item.suffix == ".tmp")
 
 
 def update_run(path: Path, **fields: Any) -> None:
@@ -167,13 +178,24 @@ def update_run(path: Path, **fields: Any) -> None:
 
 
 def _compare(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    different = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    different = _differences(before, now)
     if different:
-        details = "; ".join(f"{name}: then {before.get(name)!r}, now {now.get(name)!r}" for name in different)
         raise RunFolderError(
-            f"{path} was made with other settings ({details}). Repeat those settings to resume it, or give another "
-            "folder with --out."
+            f"{path} was made with other settings ({'; '.join(different)}). Repeat those settings to resume it, or "
+            "give another folder with --out."
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs, by dotted name."""
+    found = []
+    for name in sorted({*before, *now}):
+        then, here = before.get(name), now.get(name)
+        if isinstance(then, dict) and isinstance(here, dict):
+            found += _differences(then, here, f"{within}{name}.")
+        elif then != here:
+            found.append(f"{within}{name}: then {then!r}, now {here!r}")
+    return found
 
 
 @contextlib.contextmanager

@@ -186,6 +186,7 @@ class Atlas:
     def load(cls, path: str | Path) -> Atlas:
         """Reads an atlas: its file, or the run folder that holds it. DataError when it is missing or damaged."""
         file = _file(path)
+        _refuse_unfinished(file)
         tensors, header = read_tensors(file, KIND)
         try:
             layout = layout_from_json(header["layout"])
@@ -202,13 +203,21 @@ def _file(path: str | Path) -> Path:
     return path / FILE if path.is_dir() else path
 
 
+def _refuse_unfinished(path: Path) -> None:
+    if not path.exists() and (path.parent / "run.json").exists() and path.name == FILE:
+        raise DataError(f"{path.parent} is a run that has not finished. Repeat its detect command to finish it.")
+
+
 def _refuse_twice(language: str, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
     def key(record: Mapping[str, Any]) -> tuple[Any, ...]:
         return (record.get("identity"), record.get("seed"), tuple(record.get("shard", ())))
 
     both = {key(record) for record in mine if record.get("identity") != "unknown"} & {key(record) for record in theirs}
     if both:
+        names = ", ".join(
+            f"{record.get('name')}, shard {record.get('shard')}" for record in mine if key(record) in both
+        )
         raise ProvenanceError(
-            f"{language}: both atlases counted the same documents (corpus {sorted(map(str, both))}). Merge shards of "
-            "different documents: detect them with --shard 0/2 and --shard 1/2, or from other files."
+            f"{language}: both atlases counted the same documents ({names}). Merge shards of different documents: "
+            "detect them with --shard 0/2 and --shard 1/2, or from other files."
         )

@@ -14,17 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from babelscope.artifacts import digest, read_tensors, run_folder, update_run, write_tensors
+from babelscope.artifacts import digest, read_json, run_folder, update_run
 from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
+from babelscope.detection.checkpoint import Checkpoint
 from babelscope.errors import ConfigError, DataError
 from babelscope.impacts.kernels import KernelName, choose_kernel
 from babelscope.languages import get_language
 from babelscope.models.anatomy import Anatomy, resolve_slots
 from babelscope.models.load import ModelIdentity
 from babelscope.models.observe import Measure, Observer
-from babelscope.neurons.statistics import Layout, Statistics, layout_to_json
+from babelscope.neurons.statistics import Layout, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def detect(
         model: a causal language model of transformers, or its `Anatomy`.
         tokenizer: of the model.
         corpora: language code -> text: a path, `-`, `hub:name:config:field`, any iterable of str, or a list of several
-            paths.
+            `Path` or `Corpus` objects.
         documents: per language; drawn at random with the seed from files and lists, the first ones of a stream. None:
             all.
         max_tokens: documents are cut to this length.
@@ -154,9 +155,23 @@ def detect(
         RunFolderError: the run folder is in use, or was made with other settings.
     """
     job = _prepare(
-        model, tokenizer, corpora, documents, max_tokens, min_tokens, preset, slots, folds, tuple(top_shares),
-        tuple(thresholds), seed, field, shard, token_budget, kernel,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        corpora,
+        documents=documents,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        preset=preset,
+        slots=slots,
+        folds=folds,
+        top_shares=top_shares,
+        thresholds=thresholds,
+        seed=seed,
+        field=field,
+        shard=shard,
+        token_budget=token_budget,
+        kernel=kernel,
+    )
     report = _reporter(progress)
     if run_dir is None:
         statistics, records = {}, {}
@@ -169,42 +184,24 @@ def detect(
     return _in_folder(job, Path(run_dir), report, checkpoint_seconds)
 
 
-def plan(
-    model: nn.Module | Anatomy,
-    tokenizer: Any,
-    corpora: Mapping[str, Any],
-    *,
-    documents: int | None = None,
-    max_tokens: int = 256,
-    min_tokens: int = 8,
-    preset: PresetName = "default",
-    slots: Iterable[str] | None = None,
-    folds: int = 4,
-    top_shares: Iterable[float] = (0.01, 0.05, 0.1, 0.25),
-    thresholds: Iterable[float] = (),
-    seed: int = 0,
-    field: str = "text",
-    shard: tuple[int, int] = (0, 1),
-    token_budget: int | None = None,
-    kernel: KernelName = "auto",
-) -> Plan:
-    """What `detect` would do with these arguments, without reading a document or scoring anything."""
-    job = _prepare(
-        model, tokenizer, corpora, documents, max_tokens, min_tokens, preset, slots, folds, tuple(top_shares),
-        tuple(thresholds), seed, field, shard, token_budget, kernel,
-    )  # fmt: skip
+def plan(model: nn.Module | Anatomy, tokenizer: Any, corpora: Mapping[str, Any], **settings: Any) -> Plan:
+    """What `detect` would do with these arguments, without reading a document, scoring or writing anything.
+
+    It takes the settings of `detect` that decide the work: from `documents` to `kernel`.
+    """
+    job = _prepare(model, tokenizer, corpora, **settings)
     one = Statistics.empty(job.layout)
     size = sum(value.numel() * value.element_size() for value in one.tensors("x").values())
     units = {slot: sum(widths) for slot, widths in job.layout.widths.items()}
-    rows = max(1, job.token_budget // max_tokens)
+    rows = max(1, job.token_budget // job.max_tokens)
     return Plan(
         model=job.identity,
         family=job.anatomy.family,
         layers=job.anatomy.n_layers,
         units=units,
         corpora={language: [part.name for part in parts] for language, parts in job.corpora.items()},
-        documents=documents,
-        max_tokens=max_tokens,
+        documents=job.documents,
+        max_tokens=job.max_tokens,
         token_budget=job.token_budget,
         device=str(_device(job.anatomy.model)),
         kernel=job.kernel,
@@ -241,7 +238,9 @@ class _Job:
             "command": "detect",
             "model": self.identity["fingerprint"],
             "settings": self.settings,
-            "layout": digest(layout_to_json(self.layout)),
+            "folds": self.layout.folds,
+            "top_shares": list(self.layout.top_shares),
+            "thresholds": list(self.layout.thresholds),
             "documents": self.documents,
             "seed": self.seed,
             "shard": list(self.shard),
@@ -271,7 +270,7 @@ class _Job:
         return made, counts
 
     def run(
-        self, language: str, observer: Observer, report: Callable[[Progress], None], checkpoint: _Checkpoint | None
+        self, language: str, observer: Observer, report: Callable[[Progress], None], checkpoint: Checkpoint | None
     ) -> tuple[Statistics, list[dict[str, Any]]]:
         """Scores one language, from its checkpoint if there is one."""
         statistics = Statistics.empty(self.layout, _impact_dtype(self.anatomy.model))
@@ -341,66 +340,24 @@ class _Job:
         return 1 + sum(self._score(half, observer, statistics) for half in batch.halves())
 
 
-class _Checkpoint:
-    """Progress of the language at work, and finished languages, in a run folder."""
-
-    def __init__(self, folder: Path, seconds: float, layout: Layout) -> None:
-        self.folder = folder / "languages"
-        self.seconds = seconds
-        self.layout = layout
-        self._last = time.monotonic()
-
-    def load(self, language: str, empty: Statistics) -> tuple[Statistics, int, int]:
-        """Statistics so far, batches done, batches halved."""
-        path = self.folder / f"{language}.partial.safetensors"
-        if not path.exists():
-            return empty, 0, 0
-        tensors, header = read_tensors(path, "checkpoint")
-        return Statistics.from_tensors(self.layout, tensors, language, path), header["batches"], header["halved"]
-
-    def save(self, language: str, statistics: Statistics, batches_done: int, halved: int) -> None:
-        """Writes a checkpoint when one is due."""
-        if time.monotonic() - self._last < self.seconds:
-            return
-        header = {"batches": batches_done, "halved": halved}
-        write_tensors(
-            self.folder / f"{language}.partial.safetensors", "checkpoint", statistics.tensors(language), header
-        )
-        self._last = time.monotonic()
-
-    def finished(self, language: str) -> tuple[Statistics, list[dict[str, Any]]] | None:
-        """A finished language, or None."""
-        path = self.folder / f"{language}.safetensors"
-        if not path.exists():
-            return None
-        tensors, header = read_tensors(path, "checkpoint")
-        return Statistics.from_tensors(self.layout, tensors, language, path), header["records"]
-
-    def finish(self, language: str, statistics: Statistics, records: list[dict[str, Any]]) -> None:
-        """Keeps a finished language and drops its checkpoint."""
-        path = self.folder / f"{language}.safetensors"
-        write_tensors(path, "checkpoint", statistics.tensors(language), {"records": records})
-        (self.folder / f"{language}.partial.safetensors").unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Removes what the finished atlas makes superfluous."""
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink()
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-
 def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seconds: float) -> Atlas:
     for parts in job.corpora.values():
         fixed = next((part.name for part in parts if not part.rewindable), None)
         if fixed:
             logger.warning("%s can be read only once: if this run is killed, it must start again", fixed)
-    asked = job.asked()
-    with run_folder(folder, asked):
+    about = {
+        "model": job.identity,
+        "languages": list(job.corpora),
+        "corpora_asked": {language: [part.name for part in parts] for language, parts in job.corpora.items()},
+    }
+    with run_folder(folder, job.asked(), about):
+        checkpoint = Checkpoint(folder, seconds, job.layout)
         if (folder / FILE).exists():
             logger.info("%s is finished already; nothing to do", folder)
-            return Atlas.load(folder)
-        checkpoint = _Checkpoint(folder, seconds, job.layout)
+            atlas = Atlas.load(folder)
+            if read_json(folder / "run.json").get("status") != "done":  # killed between the atlas and the record
+                _record_end(folder, atlas, checkpoint)
+            return atlas
         statistics, records = {}, {}
         with ExitStack() as stack:
             observer: Observer | None = None
@@ -418,28 +375,33 @@ def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seco
                 statistics[language], records[language] = found
         atlas = Atlas(statistics, job.identity, job.settings, records)
         atlas.save(folder)
-        update_run(folder, status="done", corpora=records, model=job.identity, languages=list(job.corpora))
-        checkpoint.clear()
+        _record_end(folder, atlas, checkpoint)
         return atlas
+
+
+def _record_end(folder: Path, atlas: Atlas, checkpoint: Checkpoint) -> None:
+    update_run(folder, status="done", corpora=atlas.corpora, model=atlas.model, languages=list(atlas.languages))
+    checkpoint.clear()
 
 
 def _prepare(
     model: nn.Module | Anatomy,
     tokenizer: Any,
     corpora: Mapping[str, Any],
-    documents: int | None,
-    max_tokens: int,
-    min_tokens: int,
-    preset: str,
-    slots: Iterable[str] | None,
-    folds: int,
-    top_shares: tuple[float, ...],
-    thresholds: tuple[float, ...],
-    seed: int,
-    field: str,
-    shard: tuple[int, int],
-    token_budget: int | None,
-    kernel: KernelName,
+    *,
+    documents: int | None = None,
+    max_tokens: int = 256,
+    min_tokens: int = 8,
+    preset: str = "default",
+    slots: Iterable[str] | None = None,
+    folds: int = 4,
+    top_shares: Iterable[float] = (0.01, 0.05, 0.1, 0.25),
+    thresholds: Iterable[float] = (),
+    seed: int = 0,
+    field: str = "text",
+    shard: tuple[int, int] = (0, 1),
+    token_budget: int | None = None,
+    kernel: KernelName = "auto",
 ) -> _Job:
     if preset not in PRESETS:
         raise ConfigError(f"wanted a preset among {', '.join(PRESETS)}, found {preset!r}. Correct the name.")
@@ -448,15 +410,20 @@ def _prepare(
         raise ConfigError("no corpus given. Give one per language, for example --corpus fr=french.txt.")
     if folds < 1:
         raise ConfigError(f"wanted folds of 1 or more, found {folds}. Correct it.")
+    top_shares = tuple(top_shares)
     if any(not 0 < share <= 1 for share in top_shares):
         raise ConfigError(f"wanted top shares above 0 and at most 1, found {top_shares}. Correct them.")
     wanted = resolve_slots(slots) if slots is not None else chosen.slots
+    if chosen.measure == "released" and "o" in wanted:
+        raise ConfigError("the published code has no score for slot o. Leave it out, or choose another preset.")
     opened: dict[str, list[Corpus]] = {}
     for language, spec in corpora.items():
         code = get_language(language).code
         if code in opened:
             raise ConfigError(f"language {code!r} was given twice. Give all its files in one list.")
-        several = isinstance(spec, list | tuple) and bool(spec) and all(isinstance(item, Path) for item in spec)
+        several = (
+            isinstance(spec, list | tuple) and bool(spec) and all(isinstance(item, Path | Corpus) for item in spec)
+        )
         opened[code] = [open_corpus(item, field=field, seed=seed) for item in (spec if several else [spec])]
     anatomy = model if isinstance(model, Anatomy) else Anatomy(model, wanted)
     longest = getattr(anatomy.config, "max_position_embeddings", None)
@@ -482,11 +449,11 @@ def _prepare(
         "dtype": str(next(anatomy.model.parameters()).dtype).removeprefix("torch."),
         "family": anatomy.family,
     }
-    return _Job(
+    job = _Job(
         anatomy=anatomy,
         tokenizer=tokenizer,
         corpora=opened,
-        layout=Layout(widths, folds, top_shares, thresholds),
+        layout=Layout(widths, folds, top_shares, tuple(thresholds)),
         slots=wanted,
         measure=chosen.measure,
         per_token=chosen.per_token,
@@ -496,11 +463,14 @@ def _prepare(
         min_tokens=min_tokens,
         seed=seed,
         shard=shard,
-        token_budget=token_budget or (16384 if device.type == "cuda" else 2048),
+        token_budget=(16384 if device.type == "cuda" else 2048) if token_budget is None else token_budget,
         kernel=choose_kernel(kernel, _exponentials(anatomy, wanted, documents, max_tokens, len(opened))),
         identity=ModelIdentity.of(anatomy.model).as_json(),
         settings=settings,
     )
+    for language in opened:
+        job.documents_of(language)  # reads nothing yet, but refuses settings out of range before a folder is made
+    return job
 
 
 def _exponentials(anatomy: Anatomy, slots: Iterable[str], documents: int | None, tokens: int, languages: int) -> int:
@@ -566,8 +536,8 @@ class _Line:
                 unit="doc",
                 desc=f"{progress.language} ({progress.languages_done + 1}/{progress.languages})",
             )
+        self._bar.set_postfix_str(f"{progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s", refresh=False)
         self._bar.update(progress.documents - self._bar.n)
-        self._bar.set_postfix_str(f"{progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s")
         if progress.asked is not None and progress.documents >= progress.asked:
             self._bar.close()
 

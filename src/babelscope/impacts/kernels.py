@@ -26,7 +26,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -218,7 +218,7 @@ def _compiled_sums() -> Callable[..., Tensor]:
 
     # By default the compiler stores an intermediate that three reductions read, here all I x J x C of it: four times
     # slower, and the memory is gone. With these thresholds it computes it inside their one loop.
-    options = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
+    options: dict[str, Any] = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
     fused = torch.compile(_fused_sums, dynamic=True, fullgraph=True, options=options)
     broken: list[Exception] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from babelscope.errors import ConfigError, DataError
+from babelscope.errors import ConfigError, DataError, MissingDependencyError
 
 _SAMPLES = 1024
 """Values read per tensor for the fingerprint: a 70B model costs under a megabyte of reading."""
@@ -71,6 +71,7 @@ def load_model(
     Raises:
         DataError: no such folder, not a model folder, or not found on the Hub.
         ConfigError: an unknown dtype.
+        MissingDependencyError: device_map without accelerate.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,6 +89,7 @@ def load_model(
     source = str(folder) if folder.is_dir() else str(name)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if device_map is not None:
+        _need_accelerate()
         options["device_map"] = device_map
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
@@ -123,6 +125,13 @@ def fingerprint(model: nn.Module) -> str:
         values = flat[at.to(flat.device)].to("cpu", torch.bfloat16)
         total.update(values.view(torch.int16).numpy().tobytes())
     return total.hexdigest()[:32]
+
+
+def _need_accelerate() -> None:
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError('device_map needs accelerate: pip install "babelscope[tune]"') from error
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, RotationStyle
-from babelscope.models import interfaces, observe
+from babelscope.models import interfaces, observe, taps
 from babelscope.models.anatomy import Anatomy, LayerAnatomy
 
 _TOKENS = 16
@@ -119,7 +119,7 @@ def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles:
     part = layer.attention
     shaped = raw.unflatten(-1, (part.n_heads, part.head_dim))
     if part.query_norm is not None:
-        flat = observe.over_heads(part.query_norm, part.head_dim)
+        flat = taps.over_heads(part.query_norm, part.head_dim)
         shaped = part.query_norm.forward(raw if flat else shaped).reshape(shaped.shape)
     before = shaped.double() * part.query_scale
     received = query_BHTD.transpose(1, 2).double()
