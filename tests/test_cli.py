@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import babelscope
 from babelscope import Atlas, NeuronSet, cli
 from babelscope.artifacts import write_tensors
+from babelscope.detection import checkpoint
 from babelscope.detection import detect as detection
 from babelscope.impacts.kernels import KernelName
 from babelscope.show.support import support_markdown
@@ -118,23 +119,16 @@ def test_choices_are_those_of_the_library():
 
 
 LIGHT = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import babelscope.cli
 babelscope.cli.build_parser()
-seconds = time.perf_counter() - start
-heavy = [name for name in ("torch", "numpy", "transformers", "safetensors", "tqdm") if name in sys.modules]
-print(json.dumps({"seconds": seconds, "heavy": heavy}))
+print(json.dumps([name for name in ("torch", "numpy", "transformers", "safetensors", "tqdm") if name in sys.modules]))
 """
 
 
 def test_import_is_light():
-    reports = []
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
-        reports.append(json.loads(done.stdout))
-    assert reports[0]["heavy"] == []
-    assert min(report["seconds"] for report in reports) < 0.3
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
 
 
 @pytest.mark.parametrize(
@@ -254,7 +248,7 @@ def test_merge_overwrites_nothing(run, world, finished, tmp_path):
     assert (finished / "atlas.safetensors").read_bytes() == before
     done = run("merge", tmp_path / "new", finished, finished)
     assert done.code == 1
-    assert "same documents" in done.err
+    assert "both atlases counted" in done.err
     assert not (tmp_path / "new").exists()
 
 
@@ -301,14 +295,14 @@ def test_dry_run_writes_nothing(run, world, tmp_path):
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(run, world, tmp_path, monkeypatch):
     model, texts, _ = world
     words = detect(model, texts, tmp_path / "run")
-    finish = detection._Checkpoint.finish
+    finish = checkpoint.Checkpoint.finish
 
     def interrupt(self: Any, *given: Any) -> None:
         finish(self, *given)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(detection._Checkpoint, "finish", interrupt)
+        patch.setattr(checkpoint.Checkpoint, "finish", interrupt)
         stopped = run(*words)
     assert (stopped.code, stopped.out) == (130, "")
     assert stopped.err.endswith(f"babelscope: interrupted; the same command goes on in {tmp_path / 'run'}\n")

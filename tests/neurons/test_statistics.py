@@ -19,7 +19,8 @@ from torch import Tensor
 
 from babelscope import Anatomy, neuron_impacts
 from babelscope.errors import DataError, ProvenanceError
-from babelscope.models.observe import Activation, Observation, Observer
+from babelscope.models.observe import Observation, Observer
+from babelscope.models.taps import Activation
 from babelscope.neurons.statistics import Layout, Statistics, layout_from_json, layout_to_json
 from tiny import tiny_model
 

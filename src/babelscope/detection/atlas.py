@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,15 +211,21 @@ def _refuse_unfinished(path: Path) -> None:
 
 
 def _refuse_twice(language: str, mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    def key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-        return (record.get("identity"), record.get("seed"), tuple(record.get("shard", ())))
+    """ProvenanceError when two records are of one corpus and not of different shards of one sample of it."""
+    for one, other in itertools.product(mine, theirs):
+        if one.get("identity") == "unknown" or one.get("identity") != other.get("identity"):
+            continue
+        same_sample = all(one.get(name) == other.get(name) for name in ("seed", "asked"))
+        (first, parts), (second, others) = one.get("shard", (0, 1)), other.get("shard", (0, 1))
+        if not same_sample or (first - second) % math.gcd(parts, others) == 0:
+            raise ProvenanceError(
+                f"{language}: both atlases counted the same documents, or some of them, of {one.get('name')} "
+                f"({_sample(one)}; {_sample(other)}). Merge shards of one sample, detected with --shard 0/2 and "
+                "--shard 1/2, or atlases of other files."
+            )
 
-    both = {key(record) for record in mine if record.get("identity") != "unknown"} & {key(record) for record in theirs}
-    if both:
-        names = ", ".join(
-            f"{record.get('name')}, shard {record.get('shard')}" for record in mine if key(record) in both
-        )
-        raise ProvenanceError(
-            f"{language}: both atlases counted the same documents ({names}). Merge shards of different documents: "
-            "detect them with --shard 0/2 and --shard 1/2, or from other files."
-        )
+
+def _sample(record: Mapping[str, Any]) -> str:
+    first, parts = record.get("shard", (0, 1))
+    asked = record.get("asked")
+    return f"{'all' if asked is None else asked} documents, seed {record.get('seed')}, shard {first}/{parts}"

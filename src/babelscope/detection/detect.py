@@ -304,6 +304,7 @@ class _Job:
             else "unknown",
             "shard": list(self.shard),
             "seed": self.seed,
+            "asked": self.documents,
             "documents": int(statistics.documents.sum()),
             "tokens": int(statistics.tokens.sum()),
             "skipped": {

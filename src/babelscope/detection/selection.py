@@ -86,7 +86,9 @@ def _settled(atlas: Atlas, request: Request) -> Request:
     rule = request.rule
     if rule not in RULES:
         raise ConfigError(f"wanted a rule among {', '.join(RULES)}, found {rule!r}. Correct the name.")
-    slots = atlas.slots if request.slots is None else resolve_slots(request.slots)
+    # LAPE was published for FFN units.
+    usual = ("ffn",) if rule == "lape" and "ffn" in atlas.slots else atlas.slots
+    slots = usual if request.slots is None else resolve_slots(request.slots)
     missing = [slot for slot in slots if slot not in atlas.slots]
     if missing:
         raise ConfigError(f"the atlas holds slots {', '.join(atlas.slots)}, not {missing}. Detect with those slots.")
@@ -129,7 +131,12 @@ def _settled(atlas: Atlas, request: Request) -> Request:
         # Impacts of different slots have different units, so the paper's rule ranks each slot by itself.
         return replace(request, per_slot=True if request.per_slot is None else request.per_slot)
     if rule == "released" and request.top_k is None:
-        return replace(request, top_k=max(atlas.layout.top_shares, default=None))
+        if not atlas.layout.top_shares:
+            raise ConfigError(
+                "rule 'released' needs hits among the top k, and the atlas counted none. "
+                "Detect again with top_shares=[0.05] (--top-shares 0.05), or use another rule."
+            )
+        return replace(request, top_k=max(atlas.layout.top_shares))
     return request
 
 
@@ -202,10 +209,8 @@ def _cut(atlas: Atlas, language: str, request: Request, scores: dict[str, Tensor
             language, _count(wanted, total), available, request.rule,
         )  # fmt: skip
     if request.per_slot:
-        return {
-            slot: _best(scores[slot], masks[slot], _count(request.budget, total) * len(scores[slot]) / total)
-            for slot in masks
-        }
+        parts = _dealt(_count(request.budget, total), [len(values) for values in scores.values()])
+        return {slot: _best(scores[slot], masks[slot], part) for slot, part in zip(scores, parts, strict=True)}
     flat = _best(torch.cat(list(scores.values())), torch.cat(list(masks.values())), _count(request.budget, total))
     return dict(zip(scores, flat.split([len(values) for values in scores.values()]), strict=True))
 
@@ -214,11 +219,21 @@ def _count(budget: float | int, total: int) -> int:
     return min(total, budget if isinstance(budget, int) else round(budget * total))
 
 
-def _best(scores: Tensor, mask: Tensor, count: float) -> Tensor:
+def _dealt(count: int, sizes: list[int]) -> list[int]:
+    """A number of units in parts proportional to the sizes that add up to it (largest remainders first)."""
+    exact = [count * size / sum(sizes) for size in sizes]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda place: parts[place] - exact[place])
+    for place in by_remainder[: count - sum(parts)]:
+        parts[place] += 1
+    return parts
+
+
+def _best(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     """The `count` highest scores within the mask (ties: first unit first)."""
     ranked = torch.where(mask, scores, torch.full_like(scores, -torch.inf))
     chosen = torch.zeros_like(mask)
-    chosen[ranked.sort(descending=True, stable=True).indices[: round(count)]] = True
+    chosen[ranked.sort(descending=True, stable=True).indices[:count]] = True
     return chosen & mask
 
 
@@ -249,8 +264,8 @@ def _counted_share(atlas: Atlas, slot: str, top_k: float | int) -> float:
 
 
 def _lape(atlas: Atlas, language: str, request: Request) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Published LAPE over the chosen slots together (FFN unless slots were named)."""
-    slots = [slot for slot in request.slots or () if slot == "ffn"] or list(request.slots or ())
+    """Published LAPE over the chosen slots together."""
+    slots = request.slots or ()
     shares = [lape.activation_shares(atlas.statistics, slot) for slot in slots]
     rate = lape.RATE
     if request.budget is not None:

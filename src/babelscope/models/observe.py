@@ -79,7 +79,7 @@ class Observer:
         self._stack = ExitStack()
         self._base: Any = getattr(anatomy.model, "base_model", anatomy.model)
         self.counted: Tensor = torch.empty(0)
-        self._per_mask: dict[int, tuple[tuple[int, int, int, int], ...]] = {}
+        self._blocks: list[tuple[Tensor | None, tuple[tuple[int, int, int, int], ...]]] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -128,7 +128,7 @@ class Observer:
     def watch(self, call: Callable[[], Any], counted: Tensor) -> Observation:
         """Observes whatever `call` runs, with `counted` [B, T] the positions that count."""
         self.counted = counted
-        self._per_mask = {}
+        self._blocks = []
         for tap in self._taps:
             tap.clear()
         with torch.no_grad():
@@ -141,21 +141,22 @@ class Observer:
 
     def blocks(self, mask: Tensor | None, tokens: int) -> tuple[tuple[int, int, int, int], ...]:
         """Blocks of query rows with the range of keys that any row of the block sees."""
-        key = 0 if mask is None else id(mask)
-        if key not in self._per_mask:
-            starts = range(0, tokens, ROW_BLOCK)
-            if mask is None:
-                found = [(start, min(start + ROW_BLOCK, tokens), 0, min(start + ROW_BLOCK, tokens)) for start in starts]
-            else:
-                seen = (allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
-                found = []
-                for start in starts:
-                    keys = seen[start : start + ROW_BLOCK].any(0).nonzero()
-                    if len(keys):
-                        stop = min(start + ROW_BLOCK, tokens)
-                        found.append((start, stop, int(keys[0]), int(keys[-1]) + 1))
-            self._per_mask[key] = tuple(found)
-        return self._per_mask[key]
+        for known, blocks in self._blocks:
+            if known is mask:
+                return blocks
+        starts = range(0, tokens, ROW_BLOCK)
+        if mask is None:
+            found = [(start, min(start + ROW_BLOCK, tokens), 0, min(start + ROW_BLOCK, tokens)) for start in starts]
+        else:
+            seen = (allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
+            found = []
+            for start in starts:
+                keys = seen[start : start + ROW_BLOCK].any(0).nonzero()
+                if len(keys):
+                    found.append((start, min(start + ROW_BLOCK, tokens), int(keys[0]), int(keys[-1]) + 1))
+        # Layers share their masks. The mask is kept beside its blocks, so that no other can take its place in memory.
+        self._blocks.append((mask, tuple(found)))
+        return tuple(found)
 
     def _collect(self) -> Observation:
         impact: dict[str, list[Tensor]] = {slot: [] for slot in self.slots}
