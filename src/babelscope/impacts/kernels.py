@@ -86,6 +86,11 @@ class Attention:
     """[P, R]: logit of an attention sink that takes probability but is no key."""
 
 
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """The precision that impacts of these values are computed in: float32, or float64 for a float64 model."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
 def impact_squares(attention: Attention, changes: list[Change], kernel: KernelName = "eager") -> list[Tensor]:
     """Squared Frobenius change of the attention probabilities when each channel is off.
 

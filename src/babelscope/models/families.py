@@ -54,7 +54,7 @@ class Family:
 _LLAMA = Family(
     name="Llama",
     model_types=("llama",),
-    examples="Llama 1-3, Vicuna, Chinese Llama, Tinybabel",
+    examples="Llama 1-3, Vicuna, Chinese Llama",
     layers=("model.layers",),
     attention="self_attn",
     query="q_proj",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, key_change, norm_gain, query_change, value_squares, weight_gram
-from babelscope.impacts.kernels import Attention, Change, impact_squares
+from babelscope.impacts.kernels import Attention, Change, compute_dtype, impact_squares
 from babelscope.models.anatomy import LayerAnatomy, dense_weight
 from babelscope.models.interfaces import TAPS, block_bias, experts_forward
 
@@ -139,7 +139,7 @@ class LayerTap:
 
     def _heads(self, values: Tensor, heads: int) -> Tensor:
         """[B, T, H * D] in the compute precision, split into heads."""
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(values)
         return values.to(wide).view(*values.shape[:-1], heads, self.layer.attention.head_dim)
 
     def on_attention(
@@ -156,7 +156,7 @@ class LayerTap:
     ) -> None:
         """Scores q and k from what the attention function received."""
         part = self.layer.attention
-        wide = torch.float64 if query_BHTD.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(query_BHTD)
         batch, heads, tokens, width = query_BHTD.shape
         groups = key_BGTD.shape[1]
         query = query_BHTD.to(wide).reshape(batch * groups, heads // groups, tokens, width)
@@ -259,7 +259,7 @@ class LayerTap:
         slots, part = self.observer.slots, self.layer.attention
         states = args[0]
         counted = self.observer.counted_on(states.device)
-        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(states)
         sums = self._sums(states) if "o" in slots or part.n_heads == part.n_kv_heads else None
         if self.observer.measure == "released":
             magnitude = (states.abs().to(wide) * counted[..., None]).sum(1)
@@ -291,13 +291,13 @@ class LayerTap:
         """Published code: sum over tokens of |up(x)|; no gate, no W_down."""
         assert self.layer.ffn.up is not None
         values = self._by_sequence(self.layer.ffn.up.take(output))
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(values)
         counted = self.observer.counted_on(values.device)
         self.impact["ffn"] = (values.abs().to(wide) * counted[..., None]).sum(1)
 
     def _before_down(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         states = self._by_sequence(args[0])
-        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(states)
         gated = self.layer.ffn.gate is not None
         sums = self._sums(states, positive=not gated)
         if self.observer.activations:
@@ -319,7 +319,7 @@ class LayerTap:
         """
         ffn = self.layer.ffn
         batch, tokens = self.observer.counted.shape
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(hidden)
         width, released = ffn.width, self.observer.measure == "released"
         counted = self.observer.counted_on(hidden.device).flatten().to(wide)
         shape = (batch, ffn.n_experts, width)
@@ -356,7 +356,7 @@ class LayerTap:
 
     def _sums(self, states_BTN: Tensor, positive: bool = True) -> Activation:
         """Sums over the counted tokens, each [B, N], in chunks of tokens that stay in a CPU's cache."""
-        wide = torch.float64 if states_BTN.dtype == torch.float64 else torch.float32
+        wide = compute_dtype(states_BTN)
         tokens = states_BTN.shape[1]
         weight = self.observer.counted_on(states_BTN.device).to(wide)[:, None]
         chunk = tokens if states_BTN.is_cuda else _TOKEN_CHUNK
