@@ -51,7 +51,7 @@ def _standardised(atlas: Any, place: int, slot: str) -> torch.Tensor:
 
 RULES: dict[str, dict[str, Any] | Scores] = {
     "contrast (default)": {},
-    "surplus, raw": _surplus,
+    "surplus": _surplus,
     "surplus / layer mean": _relative,
     "surplus / own": _purity,
     "surplus / deviation": _standardised,

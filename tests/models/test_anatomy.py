@@ -308,6 +308,7 @@ def test_queries_scaled_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", scaled)
     _refused_only(tiny_model("llama"), "q")
+    assert "the attention function received something else (nearest: half rotation" in _refused(tiny_model("llama"))
     assert Anatomy(tiny_model("llama"), ("v", "o", "ffn")).slots == ("v", "o", "ffn")
 
 

@@ -144,10 +144,11 @@ class Atlas:
                 f"wanted atlases of one model, found {self.model.get('name')} ({self.model.get('fingerprint')}) and "
                 f"{other.model.get('name')} ({other.model.get('fingerprint')}). Merge atlases of one model only."
             )
-        different = [name for name in self.settings if self.settings[name] != other.settings.get(name)]
+        names = dict.fromkeys((*self.settings, *other.settings))
+        different = [name for name in names if self.settings.get(name) != other.settings.get(name)]
         if different or self.layout != other.layout:
             details = "; ".join(
-                f"{name}: {self.settings[name]!r} and {other.settings.get(name)!r}" for name in different
+                f"{name}: {self.settings.get(name)!r} and {other.settings.get(name)!r}" for name in different
             )
             raise ProvenanceError(
                 f"the atlases were measured differently ({details or 'other slots, folds or counts'}). "

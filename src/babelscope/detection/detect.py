@@ -20,7 +20,7 @@ from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
 from babelscope.detection.checkpoint import Checkpoint
 from babelscope.errors import ConfigError, DataError
-from babelscope.impacts.kernels import KernelName, choose_kernel
+from babelscope.impacts.kernels import KernelName, choose_kernel, compute_dtype
 from babelscope.languages import get_language
 from babelscope.models.anatomy import Anatomy, resolve_slots
 from babelscope.models.load import ModelIdentity
@@ -273,7 +273,7 @@ class _Job:
         self, language: str, observer: Observer, report: Callable[[Progress], None], checkpoint: Checkpoint | None
     ) -> tuple[Statistics, list[dict[str, Any]]]:
         """Scores one language, from its checkpoint if there is one."""
-        statistics = Statistics.empty(self.layout, _impact_dtype(self.anatomy.model))
+        statistics = Statistics.empty(self.layout, compute_dtype(next(self.anatomy.model.parameters())))
         done, halved = 0, 0
         if checkpoint is not None:
             statistics, done, halved = checkpoint.load(language, statistics)
@@ -494,10 +494,6 @@ def _chained(parts: list[Corpus]) -> Corpus:
         texts=texts,
         content=lambda: digest([part.identity() for part in parts]),
     )
-
-
-def _impact_dtype(model: nn.Module) -> torch.dtype:
-    return torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
 
 def _device(model: nn.Module) -> torch.device:

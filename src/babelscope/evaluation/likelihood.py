@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from babelscope.editing.edits import ablate
-from babelscope.errors import DataError
+from babelscope.errors import ConfigError, DataError
 from babelscope.models.anatomy import Anatomy
+from babelscope.models.interfaces import evaluation_mode
 from babelscope.neurons.neuronset import NeuronSet
 
 
@@ -79,8 +81,11 @@ def likelihood(
         token_budget: rows x width of a batch.
 
     Raises:
+        ConfigError: `max_tokens` leaves no token to predict.
         DataError: no text, or a text without a token to predict.
     """
+    if max_tokens < 2:
+        raise ConfigError(f"wanted max_tokens of 2 or more (one for context), found {max_tokens}. Raise it.")
     rows = [_tokenize(tokenizer, text, max_tokens) for text in texts]
     if not rows:
         raise DataError("no text to measure bits per byte on. Give at least one.")
@@ -88,11 +93,13 @@ def likelihood(
     nats = np.zeros(len(rows))
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     start = 0
-    while start < len(order):
-        count = max(1, token_budget // len(rows[order[start]][0]))
-        chosen = order[start : start + count]
-        nats[chosen] = _nats(model, [rows[index][0] for index in chosen], device)
-        start += count
+    with ExitStack() as stack:
+        evaluation_mode(model, stack)
+        while start < len(order):
+            count = max(1, token_budget // len(rows[order[start]][0]))
+            chosen = order[start : start + count]
+            nats[chosen] = _nats(model, [rows[index][0] for index in chosen], device)
+            start += count
     return Likelihood(nats, np.array([n_bytes for _, n_bytes in rows], dtype=np.int64))
 
 
@@ -137,8 +144,12 @@ def damage_matrix(
         language: generator.integers(0, len(items), size=(resamples, len(items))) for language, items in held.items()
     }
     for row, neurons in enumerate(sets.values()):
-        with ablate(anatomy, neurons):
-            after = measure()
+        if neurons:
+            with ablate(anatomy, neurons):
+                after = measure()
+        else:  # a rule may find nothing: a row of zeros
+            neurons.check(anatomy)
+            after = intact
         for column, language in enumerate(held):
             difference = (after[language].nats - intact[language].nats) / math.log(2)
             n_bytes = intact[language].n_bytes
@@ -158,11 +169,15 @@ def _tokenize(tokenizer: Any, text: str, max_tokens: int) -> tuple[list[int], in
     first = 0 if bos is not None else 1
     if len(ids) <= first:
         raise DataError(f"a text has no token to predict: {text[:40]!r}. Leave out empty texts.")
-    n_bytes = len(text.encode())
     if tokenizer.is_fast:
         spans = encoded["offset_mapping"]
         begin = spans[first - 1][1] if first else 0
-        n_bytes = len(text[begin : spans[min(room, len(ids)) - 1][1]].encode())
+        predicted = text[begin : spans[min(room, len(ids)) - 1][1]]
+    elif first or len(ids) > room:  # no offsets, so the tokens are turned back into text
+        predicted = tokenizer.decode(ids[first:room], clean_up_tokenization_spaces=False)
+    else:
+        predicted = text
+    n_bytes = len(predicted.encode())
     return ([bos] if bos is not None else []) + ids[:room], max(1, n_bytes)
 
 

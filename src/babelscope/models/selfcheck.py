@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, RotationStyle
+from babelscope.impacts.kernels import compute_dtype
 from babelscope.models import interfaces, observe, taps
 from babelscope.models.anatomy import Anatomy, LayerAnatomy
 
@@ -144,8 +145,7 @@ def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None
     subject, precise = layer, False
     if editable:
         subject = copy.deepcopy(layer)
-        double = next(layer.module.parameters()).dtype == torch.float64
-        wide = torch.float64 if double else torch.float32
+        wide = compute_dtype(next(layer.module.parameters()))
         subject.module.to(wide)
         precise = True
         caught = _Caught(_cast(caught.attention, wide), _cast(caught.ffn, wide))

@@ -373,8 +373,13 @@ class NeuronSet:
             found.check(model, force=force)
         return found
 
-    def check(self, model: nn.Module | Anatomy, *, force: bool = False) -> None:
+    def check(self, model: nn.Module | Anatomy, *, force: bool = False, known: str | None = None) -> None:
         """Makes sure that the set belongs to a model.
+
+        Args:
+            model: the model.
+            force: accept another model if the shapes fit.
+            known: the fingerprint that the model had before its weights were edited; accepted too.
 
         Raises:
             ProvenanceError: it was made for another model; with `force`, only when the shapes don't fit either.
@@ -387,7 +392,7 @@ class NeuronSet:
                 "Use the model they were found in; force can't help here."
             )
         mine, theirs = self._fingerprint(), fingerprint(anatomy.model)
-        if mine != theirs and not force:
+        if mine not in (theirs, known) and not force:
             raise ProvenanceError(
                 f"the neurons were found in {self._model_name()} (fingerprint {mine or 'missing'}), this model has the "
                 f"fingerprint {theirs}. Load that model, or pass force=True (--force) if you know that they match, for "
