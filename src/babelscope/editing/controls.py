@@ -18,8 +18,8 @@ Match = Literal["count", "activity", "impact"]
 (root mean square activation over tokens) or the mean `impact` over documents."""
 
 _NEAREST = 10
-"""A unit's stand-in is drawn from this many unused units that are closest in rank: fewer would make every draw alike,
-more would match worse."""
+"""A unit's stand-in is drawn from this many unused units that are closest in rank (in narrow layers from a twentieth of
+them): a smaller choice would make the draws alike, a larger one would match worse."""
 
 
 def controls(
@@ -42,7 +42,8 @@ def controls(
         overlap: allow units of the tested set.
 
     Raises:
-        ConfigError: an unknown `match`; statistics that are missing; without `overlap`, a layer with too few other units.
+        ConfigError: an unknown `match`; statistics that are missing; without `overlap`, a layer with too few
+            other units.
         ProvenanceError: the statistics are of another model.
     """
     if match not in get_args(Match):
@@ -56,8 +57,8 @@ def controls(
             chosen = int(mask.sum())
             if not overlap and chosen > len(mask) - chosen:
                 raise ConfigError(
-                    f"slot {slot}, layer {layer}: the set holds {chosen} of {len(mask)} units, so no control without any "
-                    "of them is as large. Test a smaller set (neurons.top), or pass overlap=True."
+                    f"slot {slot}, layer {layer}: the set holds {chosen} of {len(mask)} units, so no control without "
+                    "any of them is as large. Test a smaller set (neurons.top), or pass overlap=True."
                 )
     found = []
     for number in range(count):
@@ -109,9 +110,10 @@ def _draw(mask: Tensor, values: Tensor | None, draw: random.Random, overlap: boo
         each = values.tolist()
         free.sort(key=each.__getitem__)
         draw.shuffle(tested)
+        nearest = max(2, min(_NEAREST, len(free) // 20))
         chosen = []
         for unit in tested:
             place = bisect.bisect_left(free, each[unit], key=each.__getitem__)
-            low = max(0, min(place - _NEAREST // 2, len(free) - _NEAREST))
-            chosen.append(free.pop(draw.randrange(low, min(len(free), low + _NEAREST))))
+            low = max(0, min(place - nearest // 2, len(free) - nearest))
+            chosen.append(free.pop(draw.randrange(low, min(len(free), low + nearest))))
     return torch.zeros_like(mask).index_fill_(0, torch.tensor(chosen, dtype=torch.int64), True)

@@ -121,7 +121,7 @@ def _places(positions: Any) -> Tensor:
 
 
 def _decoder(anatomy: Anatomy) -> nn.Module:
-    """The module that owns the layers. Not `model.base_model`, which OPT never calls: it goes straight to its decoder."""
+    """The module that owns the layers. Not `model.base_model`: OPT never calls it, but goes straight to its decoder."""
     first = anatomy.layers[0].module
     for module in anatomy.model.modules():
         if any(isinstance(child, nn.ModuleList) and first in list(child) for child in module.children()):
