@@ -228,12 +228,13 @@ def test_positions_are_counted_from_the_first_unpadded_token(name: str, side: st
             assert (expected[1] - everywhere[1]).abs().max() > 1e-3
 
 
-def test_positions_zero_that_token_alone(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_zero_that_token_alone(llama: PreTrainedModel, side: str) -> None:
     neurons = NeuronSet.from_indices(Anatomy(llama, check=False), {"q": {1: [3]}, "ffn": {0: [5]}})
-    ids, mask = tiny.ragged_batch(llama, "left", (5, 9))
+    ids, mask = tiny.ragged_batch(llama, side, (5, 9))
     seen: dict[str, Tensor] = {}
     layers = llama.model.layers
-    with torch.no_grad(), ablate(llama, rows=[neurons, neurons], positions=[2]):
+    with torch.no_grad(), ablate(llama, rows=[neurons, neurons], positions=[4]):
         handles = [
             layers[1].self_attn.q_proj.register_forward_hook(lambda module, args, out: seen.update(q=out[..., 3])),
             layers[0].mlp.down_proj.register_forward_pre_hook(lambda module, args: seen.update(ffn=args[0][..., 5])),
@@ -242,7 +243,7 @@ def test_positions_zero_that_token_alone(llama: PreTrainedModel) -> None:
     for handle in handles:
         handle.remove()
     for values in seen.values():
-        assert (values == 0).nonzero().tolist() == [[0, 4 + 2], [1, 2]]
+        assert (values == 0).nonzero().tolist() == [[0, 4 + 4 * (side == "left")], [1, 4]]
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])

@@ -87,7 +87,7 @@ def _settled(atlas: Atlas, request: Request) -> Request:
     if rule not in RULES:
         raise ConfigError(f"wanted a rule among {', '.join(RULES)}, found {rule!r}. Correct the name.")
     # LAPE was published for FFN units.
-    usual = ("ffn",) if rule == "lape" and "ffn" in atlas.slots else atlas.slots
+    usual = ("ffn",) if rule == "lape" and "ffn" in atlas.slots else _distinct(atlas)
     slots = usual if request.slots is None else resolve_slots(request.slots)
     missing = [slot for slot in slots if slot not in atlas.slots]
     if missing:
@@ -138,6 +138,12 @@ def _settled(atlas: Atlas, request: Request) -> Request:
             )
         return replace(request, top_k=max(atlas.layout.top_shares))
     return request
+
+
+def _distinct(atlas: Atlas) -> tuple[str, ...]:
+    """The atlas's slots, without `o` where heads are not grouped: there it is the same unit as `v`, counted twice."""
+    widths = atlas.layout.widths
+    return tuple(slot for slot in atlas.slots if slot != "o" or widths.get("v") != widths["o"])
 
 
 def _refuse_useless(rule: str, request: Request) -> None:

@@ -143,7 +143,7 @@ def _positions(call: dict[str, Any], size: int, tokens: int, past: int, device: 
     mask = call.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + tokens:
         real = mask.long()
-        return ((real.cumsum(1) - 1).masked_fill(real == 0, -1))[:, -tokens:]
+        return (real.cumsum(1) - 1).masked_fill(real == 0, -1)[:, -tokens:]
     given = call.get("position_ids")
     if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == tokens:
         return given.expand(size, tokens)

@@ -140,7 +140,7 @@ class Anatomy:
         model_type = getattr(config, "model_type", "")
         family = MODEL_TYPES.get(model_type)
         self.family = family.name if family else f"recognised: {model_type or type(self.model).__name__}"
-        self.layers = _locate(self.model, family or _probe(self.model))
+        self.layers = _locate(self.model, family or _probe(self.model), self.slots)
         if check:
             # The check observes the model through this anatomy, so its module sits above this one.
             from babelscope.models.selfcheck import self_check
@@ -341,14 +341,16 @@ def _head_count(config: Any) -> tuple[int, int]:
     return int(heads), int(getattr(text, "num_key_value_heads", None) or heads)
 
 
-def _locate(model: nn.Module, family: Family) -> list[LayerAnatomy]:
+def _locate(model: nn.Module, family: Family, slots: tuple[str, ...]) -> list[LayerAnatomy]:
     layers = _layer_list(model, family.layers)
     if layers is None:
         raise UnsupportedModelError(_missing(model, family, "decoder layers", family.layers))
-    return [_locate_layer(model, family, index, layer) for index, layer in enumerate(layers)]
+    return [_locate_layer(model, family, index, layer, slots) for index, layer in enumerate(layers)]
 
 
-def _locate_layer(model: nn.Module, family: Family, index: int, layer: nn.Module) -> LayerAnatomy:
+def _locate_layer(
+    model: nn.Module, family: Family, index: int, layer: nn.Module, slots: tuple[str, ...]
+) -> LayerAnatomy:
     def need(role: str, root: nn.Module, path: str) -> nn.Module:
         found = _at(root, path)
         if found is None:
@@ -388,6 +390,8 @@ def _locate_layer(model: nn.Module, family: Family, index: int, layer: nn.Module
         query_scale=float(getattr(module, family.query_scale, 1.0)) if family.query_scale else 1.0,
         own_attention=family.own_attention,
     )
+    if "ffn" not in slots:
+        return LayerAnatomy(index, layer, attention, FeedForwardAnatomy(layer))
     experts = _at(layer, family.experts) if family.experts else None
     if experts is not None:
         return LayerAnatomy(index, layer, attention, _locate_experts(family, index, layer, experts))

@@ -14,7 +14,7 @@ from torch import nn
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 
 _SAMPLES = 1024
-"""Values read per tensor for the fingerprint: a 70B model costs under a megabyte of reading."""
+"""Values read per tensor for the fingerprint: a 70B model costs a few megabytes of reading."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def load_model(
 def fingerprint(model: nn.Module) -> str:
     """A hash of a model's weights, from names, shapes and evenly spaced values of every floating-point tensor.
 
-    Values are compared after rounding to bfloat16, so that a model and its half-precision copy are the same model.
+    Values are compared after rounding to bfloat16, so that a model and its bfloat16 copy are the same model.
     Quantised tensors don't take part, so a quantised copy is another one. A few changed values may go unseen: this
     tells models and checkpoints apart, it doesn't guard against tampering.
     """
@@ -146,8 +146,12 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def _looks_like_path(name: str) -> bool:
-    """Whether a name that is no folder was meant as one: hub names have at most one slash and no leading dot."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    """Whether a name that is no folder was meant as one.
+
+    Hub names have at most one slash and no leading dot; "models/llama" beside a local folder "models" is a slip.
+    """
+    shape = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return shape or ("/" in name and Path(name).parent.is_dir())
 
 
 def _near(folder: Path) -> str:

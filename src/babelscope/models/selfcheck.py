@@ -234,8 +234,8 @@ def _results(layer: LayerAnatomy) -> Iterator[dict[str, Tensor]]:
     with ExitStack() as stack:
         handles = [part.output.register_forward_hook(keep("attention"))]
         end = layer.ffn.experts if layer.ffn.experts is not None else layer.ffn.down
-        assert end is not None
-        handles.append(end.register_forward_hook(keep("ffn")))
+        if end is not None:
+            handles.append(end.register_forward_hook(keep("ffn")))
         if part.own_attention:
             handles.append(
                 part.module.register_forward_hook(
