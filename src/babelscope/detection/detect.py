@@ -237,6 +237,7 @@ class _Job:
         return {
             "command": "detect",
             "model": self.identity["fingerprint"],
+            "tokenizer": digest(self.tokenizer.get_vocab()),
             "settings": self.settings,
             "folds": self.layout.folds,
             "top_shares": list(self.layout.top_shares),

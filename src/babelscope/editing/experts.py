@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
+from babelscope.models.interfaces import experts_forward
 
 if TYPE_CHECKING:
     from babelscope.editing.hooks import Site
@@ -75,32 +76,16 @@ def _register() -> None:
 
 
 def _edited_experts(module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
-    """A mixture of experts written out expert by expert, with its units edited.
-
-    Args:
-        module: holds gate_up_proj [E, 2 N, M] and down_proj [E, M, N].
-        hidden: [B * T, M].
-        expert_ids: [B * T, K]; ids past the last expert belong to other ranks.
-        routing: [B * T, K] weights.
-    """
-    gate_up, down = module.gate_up_proj, module.down_proj
-    assert isinstance(gate_up, Tensor)
-    assert isinstance(down, Tensor)
     sites = [site for site in _SITES.get(module, ()) if site.runs()]
     for site in sites:
         site.fired += 1
-    result = torch.zeros_like(hidden)
-    for expert in range(len(down)):
-        token, place = (expert_ids == expert).nonzero(as_tuple=True)
-        if not len(token):
-            continue
-        gate, up = nn.functional.linear(hidden[token], gate_up[expert]).chunk(2, dim=-1)
-        units = module.act_fn(gate) * up  # type: ignore[operator]
+
+    def visit(expert: int, token: Tensor, gate: Tensor, up: Tensor, units: Tensor, weight: Tensor) -> Tensor:
         for site in sites:
             units = _edited(site, expert, token, units)
-        output = nn.functional.linear(units, down[expert]) * routing[token, place, None]
-        result.index_add_(0, token, output.to(result.dtype))
-    return result
+        return units
+
+    return experts_forward(module, hidden, expert_ids, routing, visit)
 
 
 def _edited(site: Site, expert: int, token: Tensor, units: Tensor) -> Tensor:

@@ -76,15 +76,28 @@ def _observed_attention(
 def _observed_experts(module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
     tap = TAPS.get(module)
     if tap is None:
-        return experts_forward(module, hidden, expert_ids, routing, lambda *_: None)
+        return experts_forward(module, hidden, expert_ids, routing)
     result: Tensor = tap.on_experts(module, hidden, expert_ids, routing)
     return result
 
 
 def experts_forward(
-    module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor, visit: Callable[..., None]
+    module: nn.Module,
+    hidden: Tensor,
+    expert_ids: Tensor,
+    routing: Tensor,
+    visit: Callable[..., Tensor] = lambda expert, token, gate, up, units, weight: units,
 ) -> Tensor:
-    """A mixture of experts written out expert by expert; `visit` sees each expert's routed tokens and units."""
+    """A mixture of experts written out expert by expert.
+
+    Args:
+        module: holds gate_up_proj [E, 2 N, M] and down_proj [E, M, N].
+        hidden: [B * T, M].
+        expert_ids: [B * T, K]; ids past the last expert belong to other ranks.
+        routing: [B * T, K] weights.
+        visit: sees (expert, its tokens [m], gate [m, N], up [m, N], units [m, N], weight [m, 1]) and returns the units
+            to go on with.
+    """
     gate_up, down = module.gate_up_proj, module.down_proj
     assert isinstance(gate_up, Tensor)
     assert isinstance(down, Tensor)
@@ -96,9 +109,9 @@ def experts_forward(
         gate, up = nn.functional.linear(hidden[token], gate_up[expert]).chunk(2, dim=-1)
         units = module.act_fn(gate) * up  # type: ignore[operator]
         weight = routing[token, place, None]
+        units = visit(expert, token, gate, up, units, weight)
         output = nn.functional.linear(units, down[expert]) * weight
         result.index_add_(0, token, output.to(result.dtype))
-        visit(expert, token, gate, up, units, weight)
     return result
 
 

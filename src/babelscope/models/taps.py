@@ -325,7 +325,7 @@ class LayerTap:
         shape = (batch, ffn.n_experts, width)
         squares, magnitude, positive, total, activity = (hidden.new_zeros(shape, dtype=wide) for _ in range(5))
 
-        def visit(expert: int, token: Tensor, gate: Tensor, up: Tensor, units: Tensor, weight: Tensor) -> None:
+        def visit(expert: int, token: Tensor, gate: Tensor, up: Tensor, units: Tensor, weight: Tensor) -> Tensor:
             sequence, count = token // tokens, counted[token, None]
             values = units.to(wide)
             squares[:, expert].index_add_(0, sequence, (values * weight.to(wide)).square() * count)
@@ -335,6 +335,7 @@ class LayerTap:
                 positive[:, expert].index_add_(0, sequence, (gate > 0).to(wide) * count)
                 total[:, expert].index_add_(0, sequence, values * count)
                 activity[:, expert].index_add_(0, sequence, values.square() * count)
+            return units
 
         result = experts_forward(module, hidden, expert_ids, routing, visit)
         if released:
