@@ -532,3 +532,18 @@ def test_a_language_that_the_atlas_lacks() -> None:
 
 def test_selected_sets_are_neuron_sets() -> None:
     assert isinstance(ATLAS.select("fr", rule="minimum", budget=3), NeuronSet)
+
+
+def test_o_is_left_out_where_it_is_the_same_unit_as_v() -> None:
+    """Heads that are not grouped make `v` and `o` one unit under two names, which must not take two places."""
+    layout = Layout({"v": (4,), "o": (4,)}, folds=2)
+    documents = {language: draw(language, 4, layout) for language in ("fr", "zh")}
+    atlas = Atlas({code: statistics_of(texts, layout) for code, texts in documents.items()}, {}, {})
+    by_default = atlas.select("fr", rule="minimum", budget=2)
+    assert by_default.counts() == {"v": [2], "o": [0]}
+    assert sum(atlas.select("fr", rule="minimum", budget=4, slots=("v", "o")).counts()["o"]) == 2
+
+    grouped = Layout({"v": (4,), "o": (8,)}, folds=2)
+    documents = {language: draw(language, 4, grouped) for language in ("fr", "zh")}
+    atlas = Atlas({code: statistics_of(texts, grouped) for code, texts in documents.items()}, {}, {})
+    assert sum(atlas.select("fr", rule="minimum", budget=3).counts()["o"]) == 2
