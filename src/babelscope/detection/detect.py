@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, 
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
 from babelscope.detection.checkpoint import Checkpoint
-from babelscope.errors import ConfigError, DataError
+from babelscope.errors import ConfigError
 from babelscope.impacts.kernels import KernelName, choose_kernel, compute_dtype
 from babelscope.languages import get_language
 from babelscope.models.anatomy import Anatomy, resolve_slots
@@ -175,9 +175,7 @@ def detect(
     report = _reporter(progress)
     if run_dir is None:
         statistics, records = {}, {}
-        with Observer(
-            job.anatomy, slots=job.slots, kernel=job.kernel, activations=True, measure=job.measure
-        ) as observer:
+        with job.observer() as observer:
             for language in job.corpora:
                 statistics[language], records[language] = job.run(language, observer, report, None)
         return Atlas(statistics, job.identity, job.settings, records)
@@ -249,6 +247,10 @@ class _Job:
             "corpora": {language: [part.identity() for part in parts] for language, parts in self.corpora.items()},
         }
 
+    def observer(self) -> Observer:
+        """Observes the model for as long as its context is open."""
+        return Observer(self.anatomy, slots=self.slots, kernel=self.kernel, activations=True, measure=self.measure)
+
     def documents_of(self, language: str) -> tuple[Iterator[Batch], SkipCounts]:
         """Batches of a language, and counts that fill up while they are read."""
         parts = self.corpora[language]
@@ -298,11 +300,10 @@ class _Job:
             )
             if checkpoint is not None:
                 checkpoint.save(language, statistics, number + 1, halved)
+        identities = [part.identity() for part in self.corpora[language]]
         record = {
             "name": " + ".join(part.name for part in self.corpora[language]),
-            "identity": digest([part.identity() for part in self.corpora[language]])
-            if all(part.identity() != "unknown" for part in self.corpora[language])
-            else "unknown",
+            "identity": "unknown" if "unknown" in identities else digest(identities),
             "shard": list(self.shard),
             "seed": self.seed,
             "asked": self.documents,
@@ -367,11 +368,7 @@ def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seco
                 found = checkpoint.finished(language)
                 if found is None:
                     if observer is None:
-                        observer = stack.enter_context(
-                            Observer(
-                                job.anatomy, slots=job.slots, kernel=job.kernel, activations=True, measure=job.measure
-                            )
-                        )
+                        observer = stack.enter_context(job.observer())
                     found = job.run(language, observer, report, checkpoint)
                     checkpoint.finish(language, *found)
                 statistics[language], records[language] = found
@@ -382,7 +379,7 @@ def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seco
 
 
 def _record_end(folder: Path, atlas: Atlas, checkpoint: Checkpoint) -> None:
-    update_run(folder, status="done", corpora=atlas.corpora, model=atlas.model, languages=list(atlas.languages))
+    update_run(folder, status="done", corpora=atlas.corpora)
     checkpoint.clear()
 
 
@@ -538,6 +535,3 @@ class _Line:
         self._bar.update(progress.documents - self._bar.n)
         if progress.asked is not None and progress.documents >= progress.asked:
             self._bar.close()
-
-
-__all__ = ["PRESETS", "DataError", "Plan", "Preset", "PresetName", "Progress", "asdict", "detect", "plan"]

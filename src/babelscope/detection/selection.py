@@ -207,18 +207,16 @@ def _cut(atlas: Atlas, language: str, request: Request, scores: dict[str, Tensor
         masks = {slot: mask & (scores[slot] > 0) for slot, mask in masks.items()}
     if request.budget is None:
         return masks
-    available, wanted = sum(int(mask.sum()) for mask in masks.values()), request.budget
-    total = sum(len(values) for values in scores.values())
-    if available < _count(wanted, total):
-        logger.warning(
-            "%s: the budget allows %d units, only %d qualify under rule %s",
-            language, _count(wanted, total), available, request.rule,
-        )  # fmt: skip
+    sizes = [len(values) for values in scores.values()]
+    count, available = _count(request.budget, sum(sizes)), sum(int(mask.sum()) for mask in masks.values())
+    if available < count:
+        message = "%s: the budget allows %d units, only %d qualify under rule %s"
+        logger.warning(message, language, count, available, request.rule)
     if request.per_slot:
-        parts = _dealt(_count(request.budget, total), [len(values) for values in scores.values()])
+        parts = _dealt(count, sizes)
         return {slot: _best(scores[slot], masks[slot], part) for slot, part in zip(scores, parts, strict=True)}
-    flat = _best(torch.cat(list(scores.values())), torch.cat(list(masks.values())), _count(request.budget, total))
-    return dict(zip(scores, flat.split([len(values) for values in scores.values()]), strict=True))
+    flat = _best(torch.cat(list(scores.values())), torch.cat(list(masks.values())), count)
+    return dict(zip(scores, flat.split(sizes), strict=True))
 
 
 def _count(budget: float | int, total: int) -> int:

@@ -142,12 +142,11 @@ def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles:
 
 def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None:
     editable = _is_editable(anatomy, layer)
-    subject, precise = layer, False
+    subject = layer
     if editable:
         subject = copy.deepcopy(layer)
         wide = compute_dtype(next(layer.module.parameters()))
         subject.module.to(wide)
-        precise = True
         caught = _Caught(_cast(caught.attention, wide), _cast(caught.ffn, wide))
     alone = anatomy.of_layer(subject)
 
@@ -173,7 +172,7 @@ def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None
             name = "probabilities" if slot in "qk" else "ffn" if slot == "ffn" else "attention"
             really = float((after[name] - before[name]).norm())
             scale = float(before[name].norm())
-            tolerance, floor = (2e-3, 1e-5) if precise else (0.1, 2e-2)
+            tolerance, floor = (2e-3, 1e-5) if editable else (0.1, 2e-2)
             if abs(really - float(scores[unit])) > tolerance * really + floor * scale:
                 raise UnsupportedModelError(
                     f"{anatomy.family}, layer {layer.index}, slot {slot}, unit {unit}: really zeroing it changes the "

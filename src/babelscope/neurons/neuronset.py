@@ -391,8 +391,11 @@ class NeuronSet:
                 f"the neurons were found in {self._model_name()}, whose layers have other widths than this model's. "
                 "Use the model they were found in; force can't help here."
             )
-        mine, theirs = self._fingerprint(), fingerprint(anatomy.model)
-        if mine not in (theirs, known) and not force:
+        mine = self._fingerprint()
+        if force or mine == known:
+            return
+        theirs = fingerprint(anatomy.model)
+        if mine != theirs:
             raise ProvenanceError(
                 f"the neurons were found in {self._model_name()} (fingerprint {mine or 'missing'}), this model has the "
                 f"fingerprint {theirs}. Load that model, or pass force=True (--force) if you know that they match, for "
