@@ -52,8 +52,8 @@ format: setup  ## mend what ruff can mend, then format
 bench: setup  ## time and memory beside a plain forward pass
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
-demo: setup  ## the whole study on the embedded model (arrives with Tinybabel)
-	@echo "make demo arrives with Tinybabel, the embedded model, and does nothing yet."; exit 1
+demo: setup  ## detect, select and switch off the languages of the embedded model; the summary ends with its folder
+	HF_HUB_OFFLINE=1 $(BIN)/babelscope demo --out runs/demo
 
 clean:  ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -97,6 +97,8 @@ def test_commands_and_flags_are_frozen():
         "--exclude= --statistic= --own= --others= --out=",
         "show": "--json --debug PATH --top=",
         "merge": "--json --debug OUT PATH PATH",
+        "demo": "--json --debug --documents= --out=",
+        "tinybabel": "--json --debug export DIR --items= --language=",
         "models": "--json --debug --markdown",
     }
 

@@ -23,9 +23,10 @@ import babelscope
 from babelscope.errors import BabelscopeError, ConfigError, RunFolderError
 from babelscope.languages import get_language
 from babelscope.show.describe import atlas_content, describe, run_state, sets_content
-from babelscope.show.draw import draw, draw_detected, draw_plan, draw_read, draw_selected
+from babelscope.show.draw import draw, draw_demo, draw_detected, draw_plan, draw_read, draw_selected
 from babelscope.show.support import draw_support, support, support_markdown
 from babelscope.show.terminal import Screen, clean
+from babelscope.tinybabel.grammar import LANGUAGES
 
 PRESETS = ("default", "paper", "released")
 KERNELS = ("auto", "compiled", "eager", "reference")
@@ -153,6 +154,24 @@ def _merge(args: argparse.Namespace) -> Answer:
 def _models(args: argparse.Namespace) -> Answer:
     content = {"families": support()}
     return Answer(content, lambda screen: [support_markdown()] if args.markdown else draw_support(screen))
+
+
+def _demo(args: argparse.Namespace) -> Answer:
+    _quieten_transformers()
+    from babelscope.demo import demo
+
+    with _log_above_progress():
+        content = demo(args.out, documents=args.documents, report=_say)
+    return Answer(content, lambda screen: draw_demo(content, screen))
+
+
+def _tinybabel(args: argparse.Namespace) -> Answer:
+    from babelscope.tinybabel.tasks import export
+
+    written = export(args.out, args.items, args.language)
+    content = {"folder": str(args.out), "files": [str(path.relative_to(args.out)) for path in written]}
+    told = f"{len(written)} task files in {args.out}: mgsm, xquad, xcsqa, xlsum, and prompts.json"
+    return Answer(content, lambda screen: [told])
 
 
 def _corpora(args: argparse.Namespace) -> dict[str, Any]:
@@ -304,6 +323,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("out", type=Path, metavar="OUT", help="new: a folder, or a file that ends in .safetensors")
     add("first", type=Path, metavar="PATH", help="two or more run folders or atlas files")
     add("more", type=Path, nargs="+", metavar="PATH", help=argparse.SUPPRESS)
+
+    add = command("demo", _demo, "run the argument of the paper on the embedded model: detect, select, switch off")
+    add("--documents", type=int, default=150, metavar="N", help="per language (%(default)s)")
+    add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="the run folder (%(default)s)")
+
+    add = command("tinybabel", _tinybabel, "write the tasks of the embedded model in the layouts of the benchmarks")
+    add("action", choices=("export",), metavar="export", help="the only thing to do so far")
+    add("out", type=Path, metavar="DIR", help="new")
+    add("--items", type=int, default=200, metavar="N", help="per task, language and split (%(default)s)")
+    add("--language", nargs="+", default=LANGUAGES, choices=LANGUAGES, metavar="LANGUAGE", help="only these (all)")
 
     add = command("models", _models, "list the supported models")
     add("--markdown", action="store_true", help="as a Markdown table")

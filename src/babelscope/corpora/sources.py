@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
+from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Corpus:
 
     name: str
     """What messages and reports call it: the path, the Hub name, `stdin`."""
-    kind: Literal["file", "files", "stdin", "hub", "memory", "iterator"]
+    kind: Literal["file", "files", "stdin", "hub", "tinybabel", "memory", "iterator"]
     rewindable: bool
     """Whether it can be read again from the start; False for standard input and one-shot iterators."""
     bounded: bool
@@ -96,6 +97,8 @@ def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: st
             - `-`: standard input, a document per line;
             - `hub:NAME:CONFIG:FIELD` or `hub:NAME:CONFIG:FIELD:SPLIT`: a Hugging Face dataset, streamed. CONFIG may be
               empty, FIELD defaults to `field`, SPLIT to `train`; NAME may be a local folder;
+            - `tinybabel:LANGUAGE` or `tinybabel:LANGUAGE:SPLIT`: texts about Tinybabel's world, what its model was
+              trained on (SPLIT `train`) or facts that it has never seen (`validation`, `test`);
             - an iterable of str; a list of str is texts, never paths.
         field: the JSON key or Parquet column that holds the text.
         seed: of the shuffling of a Hub stream, over a buffer of `SHUFFLE_BUFFER` documents. Other sources keep their
@@ -112,6 +115,8 @@ def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: st
         path = os.fspath(spec)
         if path == "-":
             return Corpus("stdin", "stdin", False, True, _once(_stdin_lines(), "stdin"), lambda: "unknown")
+        if path.startswith(f"{tinybabel.NAME}:"):
+            return _tinybabel(path)
         return _hub(path, field, seed) if path.startswith("hub:") else _files(path, field)
     return _in_python(spec)
 
@@ -414,6 +419,20 @@ def _no_field(where: str, field: str, present: list[str], what: str) -> str:
 
 
 # Hugging Face datasets
+
+
+def _tinybabel(spec: str) -> Corpus:
+    from babelscope.tinybabel.texts import COUNTS, documents, fingerprint
+    from babelscope.tinybabel.world import Split
+
+    _, code, split, *more = [*spec.split(":"), "train"] if spec.count(":") == 1 else spec.split(":")
+    if more or split not in COUNTS:
+        raise ConfigError(
+            f"wanted tinybabel:LANGUAGE or tinybabel:LANGUAGE:SPLIT with a SPLIT of {', '.join(COUNTS)}; found {spec!r}"
+        )
+    part = cast(Split, split)
+    content = fingerprint(code, part)
+    return Corpus(spec, "tinybabel", True, True, lambda: documents(code, part), lambda: content)
 
 
 def _hub(spec: str, field: str, seed: int) -> Corpus:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 
 _SAMPLES = 1024
@@ -57,7 +58,7 @@ def load_model(
     """Loads a causal language model and its tokenizer, ready for observation.
 
     Args:
-        name: a folder, or a name on the Hugging Face Hub.
+        name: a folder, a name on the Hugging Face Hub, or `tinybabel`, the model that comes with the package.
         dtype: "auto" (as saved), or a torch dtype or its name ("bfloat16").
         device_map: passed on; "auto" needs accelerate.
         quantization_config: passed on.
@@ -78,6 +79,8 @@ def load_model(
 
     wanted = _dtype(dtype)
     folder = Path(name).expanduser()
+    if str(name) == tinybabel.NAME and not folder.is_dir():
+        folder = tinybabel.MODEL
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DataError(

@@ -307,3 +307,23 @@ def draw_read(title: str, place: str, content: Mapping[str, Any], screen: Screen
     lines = [*screen.heading(title, units_line(content["units"])), "", *draw_languages(content, screen), ""]
     # On lines of their own and never wrapped: they are for copying.
     return [*lines, f"atlas: {clean(content['file'])}", f"next:  babelscope select {clean(shlex.quote(place))}"]
+
+
+def draw_demo(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The table of damage, two answers, and where everything lies."""
+    lines = screen.heading(
+        f"Switching off {_percent(content['budget'])} of Tinybabel's {content['units']:,} neurons",
+        "change in bits per byte: on the language's own texts / on those of the nine others",
+    )
+    rules = [rule for rule in content["damage"][0] if rule not in ("language", "random")]
+    rows = []
+    for row in content["damage"]:
+        cells_ = [f"{row[rule]['own']:+.3f} / {row[rule]['others']:+.3f}" for rule in rules]
+        rows.append([label(row["language"]), *cells_, f"{row['random']['own']:+.3f}"])
+    lines += screen.table(["neurons of", *rules, "random, own"], rows)
+    for answer in content["answers"]:
+        lines += ["", *screen.heading(answer["question"], label(answer["language"]))]
+        lines += screen.fields(
+            [("intact", answer["intact"]), ("without its neurons", answer["without"] or "(nothing)")]
+        )
+    return [*lines, "", *screen.fields([("folder", content["folder"])])]
