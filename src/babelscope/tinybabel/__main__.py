@@ -1,12 +1,17 @@
-"""`python -m babelscope.tinybabel train`: makes the shipped model again."""
+"""`python -m babelscope.tinybabel`: `train` makes the shipped model again, `sample` prints sentences for review."""
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 from babelscope.errors import BabelscopeError
+from babelscope.languages import get_language
+from babelscope.tinybabel.grammar import LANGUAGES, grammar, schema
+from babelscope.tinybabel.texts import NEWS, Line, pick, say
+from babelscope.tinybabel.world import SEED, fact
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("--out", type=Path, default=Path("runs/tinybabel"), help="run folder (default: %(default)s)")
     train.add_argument("--quick", action="store_true", help="a much smaller model, in under a minute")
     train.add_argument("--device", default="cpu", help="where to train (default: %(default)s)")
+    sample = commands.add_parser("sample", help="sentences of every language, each with its English, as Markdown")
+    sample.add_argument("--count", type=int, default=20, help="per language (default: %(default)s)")
     asked = parser.parse_args(arguments)
+    if asked.command == "sample":
+        print("\n".join(_samples(asked.count)))
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from babelscope.tinybabel.recipe import FULL, QUICK
     from babelscope.tinybabel.recipe import train as run
@@ -29,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"the model is in {made}")
     return 0
+
+
+def _samples(count: int) -> Iterator[str]:
+    """Sentences drawn at random, every relation in its turn, told in a language and in English."""
+    relations = list(schema()["relations"])
+    for code in LANGUAGES[1:]:
+        yield f"## {get_language(code).name}\n"
+        rng = Random(f"{SEED}:samples:{code}")
+        drawn = rng.sample(relations, min(count, len(relations))) + rng.choices(relations, k=max(0, count - len(relations)))
+        for relation in drawn:
+            line = Line(fact(relation, rng), pick(("say", "say", "summary") if relation in NEWS else ("say",), rng))
+            yield f"- {say(grammar(code), line, rng).text}  \n  _{say(grammar('en'), line, rng).text}_"
+        yield ""
 
 
 if __name__ == "__main__":
