@@ -1,6 +1,6 @@
 """Does a language's set carry the language? Switch it off and measure every language's bits per byte.
 
-    python experiments/damage.py MODEL RUN --texts fr=FILE --texts zh=FILE ... --lines 600: --out O.json --svg O.svg
+    python experiments/damage.py MODEL RUN --texts fr=SOURCE --texts zh=SOURCE ... --lines 600: --out O.json --svg O.svg
 
 For each rule and budget, the set of every language of the atlas in RUN is zeroed, and the change in bits per byte of
 every language's texts is measured on the same held-out texts. `own` is the change on the set's language, `others` the
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 import babelscope as bs
+from babelscope.corpora.sources import open_corpus
 
 Scores = Callable[[Any, int, str], torch.Tensor]
 """(atlas, place of the language, slot) -> a score per unit."""
@@ -68,9 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("run", type=Path)
-    parser.add_argument("--texts", action="append", required=True, metavar="LANGUAGE=FILE")
-    parser.add_argument("--lines", default=":", help="which lines of the files, as a slice")
-    parser.add_argument("--join", type=int, default=3, help="lines joined to one text")
+    parser.add_argument("--texts", action="append", required=True, metavar="LANGUAGE=SOURCE")
+    parser.add_argument("--lines", default=":", help="which documents, as a slice")
+    parser.add_argument("--join", type=int, default=3, help="documents joined to one text")
     parser.add_argument("--limit", type=int, default=8, help="texts per language")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--budgets", default="0.0013,0.005,0.01,0.03")
@@ -125,7 +127,7 @@ def _select(atlas: Any, language: str, name: str, budget: float) -> Any:
 
 def _texts(path: str, options: argparse.Namespace) -> list[str]:
     start, _, stop = options.lines.partition(":")
-    lines = Path(path).read_text(encoding="utf-8").splitlines()[int(start or 0) : int(stop) if stop else None]
+    lines = [each.text for each in islice(open_corpus(path), int(start or 0), int(stop) if stop else None)]
     joined = [" ".join(lines[at : at + options.join]) for at in range(0, len(lines), options.join)]
     return [text for text in joined if text.strip()][: options.limit]
 
