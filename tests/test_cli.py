@@ -95,6 +95,20 @@ def test_commands_and_flags_are_frozen():
         "--revision= --trust-remote-code --out= --dry-run",
         "select": "--json --debug RUN --language= --rule= --budget= --eps= --top-k= --min-support= --per-slot --slots= "
         "--exclude= --statistic= --own= --others= --out=",
+        "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --documents= --max-tokens= --batch-size= "
+        "--epochs= --learning-rate= --field= --seed= --merge --force --dtype= --device-map= --revision= "
+        "--trust-remote-code --out=",
+        "lens": "--json --debug MODEL --corpus= --prompts= --profile-documents= --documents= --max-tokens= "
+        "--new-tokens= --identifier= --no-final-norm --top-k= --grids= --field= --seed= --dtype= --device-map= "
+        "--revision= --trust-remote-code --out=",
+        "ablate": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --stages= --stage= "
+        "--structure= --prompt= --max-new-tokens= --force --dtype= --device-map= --revision= --trust-remote-code",
+        "steer": "--json --debug MODEL --to= --away= --factor= --prompt= --max-new-tokens= --force --dtype= "
+        "--device-map= --revision= --trust-remote-code",
+        "export": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --stages= --stage= "
+        "--structure= --force --dtype= --device-map= --revision= --trust-remote-code --out=",
+        "evaluate": "--json --debug MODEL --tasks= --languages= --neurons= --op= --factor= --value= --limit= --data= "
+        "--batch-size= --chat-template --force --dtype= --device-map= --revision= --trust-remote-code --out=",
         "show": "--json --debug PATH --top=",
         "merge": "--json --debug OUT PATH PATH",
         "demo": "--json --debug --documents= --out=",

@@ -24,8 +24,12 @@ from babelscope.errors import BabelscopeError, ConfigError, RunFolderError
 from babelscope.languages import get_language
 from babelscope.show.describe import atlas_content, describe, run_state, sets_content
 from babelscope.show.draw import draw, draw_demo, draw_detected, draw_plan, draw_read, draw_selected
+from babelscope.show.edited import before_and_after, draw_before_and_after, draw_exported
+from babelscope.show.evaluated import draw_evaluated
+from babelscope.show.lensed import draw_lens, lens_content
 from babelscope.show.support import draw_support, support, support_markdown
 from babelscope.show.terminal import Screen, clean
+from babelscope.show.tuned import draw_tuned
 from babelscope.tinybabel.grammar import LANGUAGES
 
 PRESETS = ("default", "paper", "released")
@@ -71,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        resumes = args.command == "detect" and not args.dry_run
+        kept = args.command in ("detect", "tune") or (args.command == "evaluate" and args.out is not None)
+        resumes = kept and not getattr(args, "dry_run", False)
         _say(f"interrupted; the same command goes on in {args.out}" if resumes else "interrupted; type it again")
         return 130
     return 0
@@ -128,6 +133,139 @@ def _select(args: argparse.Namespace) -> Answer:
         neurons.save(folder / f"{language}.safetensors")
     content = {"folder": str(folder), **sets_content(sets)}
     return Answer(content, lambda screen: draw_selected(content, screen))
+
+
+def _tune(args: argparse.Namespace) -> Answer:
+    corpora = _corpora(args)
+    held_out = _corpora(argparse.Namespace(**{**vars(args), "corpus": args.held_out}))
+    several = [language for language, source in {**held_out, **corpora}.items() if isinstance(source, list)]
+    if len(corpora) != 1 or several:
+        raise ConfigError(
+            f"wanted one --corpus and one source per language, found --corpus of {', '.join(corpora)}"
+            f"{' and several sources of ' + ', '.join(several) if several else ''}. A folder or a glob is one source."
+        )
+    _quieten_transformers()
+    from babelscope.models.load import load_model
+    from babelscope.neurons.neuronset import NeuronSet
+    from babelscope.tuning.proof import write_merged
+    from babelscope.tuning.train import ADAPTER, HISTORY, MERGED, tune
+
+    neurons = NeuronSet.load(args.neurons)
+    loading = {name: getattr(args, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
+    model, tokenizer = load_model(args.model, **loading)
+    (language, corpus), names = *corpora.items(), ("documents", "max_tokens", "batch_size", "epochs", "learning_rate")
+    with _log_above_progress():
+        result = tune(
+            model, tokenizer, neurons, corpus, language=language, held_out=held_out, run_dir=args.out,
+            force=args.force, seed=args.seed, **{name: getattr(args, name) for name in names},
+        )  # fmt: skip
+    content = {
+        "out": str(args.out), "adapter": str(args.out / ADAPTER), "history": str(args.out / HISTORY),
+        "language": language, "neurons": len(neurons), "parameters": result.parameters,
+        "best_step": result.best_step, "steps": len(result.history["steps"]),
+        "before": result.before, "after": result.after,
+    }  # fmt: skip
+    if args.merge:
+        base, _ = load_model(args.model, **loading)
+        content["merged"] = write_merged(result.merge(), tokenizer, base, neurons, args.out / MERGED)
+    return Answer(content, lambda screen: draw_tuned(content, screen))
+
+
+def _lens(args: argparse.Namespace) -> Answer:
+    corpora = _corpora(args)
+    several = [language for language, source in corpora.items() if isinstance(source, list)]
+    if several:
+        raise ConfigError(f"wanted one source per language, found several of {', '.join(several)}. Give a folder.")
+    from babelscope.lens.run import open_prompts, peak_memory, run_lens
+
+    prompts = open_prompts(args.prompts, corpora, args.field, args.seed)
+    model, tokenizer = _load(args)
+    names = ("profile_documents", "documents", "max_tokens", "new_tokens", "final_norm", "identifier", "top_k", "grids")
+    options = {name: getattr(args, name) for name in (*names, "seed")}
+    with _log_above_progress():
+        curve = run_lens(model, tokenizer, corpora, prompts, args.out, **options)
+    content = lens_content(curve, args.out, peak_memory())
+    return Answer(content, lambda screen: draw_lens(content, screen))
+
+
+def _ablate(args: argparse.Namespace) -> Answer:
+    from babelscope.editing.edits import ablate
+
+    neurons, options = _edit(args)
+    model, tokenizer = _load(args)
+    return _continuations(args, f"{args.op} of {neurons!r}", model, tokenizer, ablate(model, neurons, **options))
+
+
+def _steer(args: argparse.Namespace) -> Answer:
+    from babelscope.editing.steering import steer
+    from babelscope.neurons.neuronset import NeuronSet
+
+    target, source = NeuronSet.load(args.to), NeuronSet.load(args.away)
+    model, tokenizer = _load(args)
+    edited = steer(model, target, source, factor=args.factor, force=args.force)
+    return _continuations(args, f"{args.factor:g} x {args.to.stem}, zero {args.away.stem}", model, tokenizer, edited)
+
+
+def _continuations(args: argparse.Namespace, edit: str, model: Any, tokenizer: Any, edited: Any) -> Answer:
+    shown = before_and_after(model, tokenizer, args.prompt, edited, args.max_new_tokens)
+    content = {"model": args.model, "edit": edit, "max_new_tokens": args.max_new_tokens, "continuations": shown}
+    return Answer(content, lambda screen: draw_before_and_after(content, screen))
+
+
+def _export(args: argparse.Namespace) -> Answer:
+    from babelscope.editing.export import export
+
+    neurons, options = _edit(args)
+    model, tokenizer = _load(args)
+    content = {**asdict(export(model, tokenizer, neurons, args.out, **options)), "folder": str(args.out)}
+    return Answer(content, lambda screen: draw_exported(content, screen))
+
+
+def _edit(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The chosen part of the set, and what `ablate` and `export` take beside it."""
+    from babelscope.detection.atlas import Atlas
+    from babelscope.editing.stages import Stages
+    from babelscope.neurons.neuronset import NeuronSet
+
+    neurons = NeuronSet.load(args.neurons)
+    if args.stage or args.structure:
+        neurons = Stages(*args.stages).of(neurons, args.stage, args.structure)
+    reference = None if args.reference is None else Atlas.load(args.reference)
+    options = {name: getattr(args, name) for name in ("op", "factor", "value", "force")}
+    return neurons, {**options, "reference": reference}
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    _quieten_transformers()
+    import torch
+
+    from babelscope.models.load import load_model
+
+    loading = {name: getattr(args, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
+    model, tokenizer = load_model(args.model, **loading)
+    if args.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
+        model.to("cuda")  # device_map="cuda" would need accelerate
+    return model, tokenizer
+
+
+def _evaluate(args: argparse.Namespace) -> Answer:
+    _quieten_transformers()
+    from babelscope.evaluation.evaluate import evaluate
+    from babelscope.neurons.neuronset import NeuronSet
+
+    neurons = None if args.neurons is None else NeuronSet.load(args.neurons)
+    model, tokenizer = _load(args)
+    names = ("limit", "op", "factor", "value", "force", "data", "batch_size", "chat_template")
+    options = {name: getattr(args, name) for name in names}
+    with _log_above_progress():
+        found = evaluate(model, tokenizer, args.tasks, args.languages, neurons, run_dir=args.out, **options)
+    content = {
+        "model": args.model,
+        "edit": "as it is" if neurons is None else f"{args.op} of {neurons!r}",
+        "out": None if args.out is None else str(args.out),
+        "scores": [score.as_json() for score in found.scores],
+    }
+    return Answer(content, lambda screen: draw_evaluated(content, screen))
 
 
 def _show(args: argparse.Namespace) -> Answer:
@@ -207,12 +345,13 @@ class _LogLine(logging.Formatter):
 
 @contextmanager
 def _log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
-    """The library's warnings; and in a file, where no progress bar is drawn, how detection goes on."""
+    """The library's warnings; and in a file, where no progress bar is drawn, how detection or tuning goes on."""
     logger = logging.getLogger("babelscope")
     handler, level = logging.StreamHandler(sys.stderr), logger.level
     handler.setFormatter(_LogLine())
     logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if args.command != "detect" or sys.stderr.isatty() else logging.INFO)
+    long = args.command in ("detect", "tune", "lens")
+    logger.setLevel(logging.INFO if long and not sys.stderr.isatty() else logging.WARNING)
     try:
         yield
     finally:
@@ -268,11 +407,12 @@ def build_parser() -> argparse.ArgumentParser:
         return made.add_argument
 
     add = command("detect", _detect, "score every neuron on the documents of every language")
-    add("model", metavar="MODEL", help="a folder, or a name on the Hugging Face Hub")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
     add(
         "--corpus", action="append", required=True, type=_corpus, metavar="LANGUAGE=SOURCE",
         help="text of a language, such as fr=french.txt: txt, jsonl or parquet (also .gz, .zst), a folder, a glob, "
-        "- for standard input, or hub:NAME:CONFIG:FIELD; several files of a language each with its own --corpus",
+        "- for standard input, hub:NAME:CONFIG:FIELD, or tinybabel:fr; several files of a language each with its own "
+        "--corpus",
     )  # fmt: skip
     add("--documents", type=int, metavar="N", help="per language, drawn at random (all)")
     add("--max-tokens", type=int, default=256, metavar="N", help="cut documents to this length (%(default)s)")
@@ -315,6 +455,116 @@ def build_parser() -> argparse.ArgumentParser:
     add("--others", metavar="NAME", help="contrast: max or mean over the other languages")
     add("--out", type=Path, metavar="DIR", help="where the neuron files go (RUN/neurons)")
 
+    add = command("tune", _tune, "train only the chosen neurons on a few hundred documents of a language")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add("--neurons", type=Path, required=True, metavar="FILE", help="what babelscope select wrote")
+    add(
+        "--corpus", action="append", required=True, type=_corpus, metavar="LANGUAGE=SOURCE",
+        help="documents to train on, such as sw=swahili.txt; sources as of detect",
+    )  # fmt: skip
+    add(
+        "--held-out", action="append", default=[], type=_corpus, metavar="LANGUAGE=SOURCE",
+        help="texts to measure bits per byte on, also of other languages (the last tenth of the corpus)",
+    )  # fmt: skip
+    add("--documents", type=int, default=400, metavar="N", help="drawn at random (%(default)s)")
+    add("--max-tokens", type=int, default=256, metavar="N", help="length of a packed block (%(default)s)")
+    add("--batch-size", type=int, default=8, metavar="N", help="blocks per step, over all processes (%(default)s)")
+    add("--epochs", type=float, default=3.0, metavar="X", help="stops earlier when nothing gets better (%(default)s)")
+    add("--learning-rate", type=float, metavar="X", help="at its top, after warm-up and before the cosine (1e-3)")
+    add("--field", default="text", metavar="NAME", help="of jsonl and parquet that holds the text (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draw and of the order (%(default)s)")
+    add("--merge", action="store_true", help="also write the merged model, and prove that nothing else has changed")
+    add("--force", action="store_true", help="accept neurons that were found in another model of the same shape")
+    add("--dtype", default="auto", metavar="NAME", help="of the loaded weights: float32, bfloat16, ... (as saved)")
+    add("--device-map", metavar="MAP", help="auto, cpu, cuda:1, ... (the first GPU, else the CPU)")
+    add("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    add("--trust-remote-code", action="store_true", help="run code that the model brings along")
+    add("--out", type=Path, required=True, metavar="DIR", help="the run folder; the same command again resumes it")
+
+    add = command("lens", _lens, "show which language each layer speaks")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add(
+        "--corpus", action="append", required=True, type=_corpus, metavar="LANGUAGE=SOURCE",
+        help="text that shows which tokens a language has; sources as of detect, two languages or more",
+    )  # fmt: skip
+    add(
+        "--prompts", action="append", required=True, metavar="PROMPTS",
+        help="what the model reads: LANGUAGE=SOURCE, a jsonl file with the fields language and text, or the word "
+        "corpus for documents of the corpora",
+    )  # fmt: skip
+    add("--profile-documents", type=int, metavar="N", help="of each corpus, from its start (all)")
+    add("--documents", type=int, default=100, metavar="N", help="prompts per language, drawn at random (%(default)s)")
+    add("--max-tokens", type=int, default=128, metavar="N", help="cut prompts to this length (%(default)s)")
+    add("--new-tokens", type=int, default=0, metavar="N", help="read the positions that choose so many new tokens")
+    add("--identifier", metavar="NAME", help="the paper's way: lingua or cld3 names the likeliest token of a position")
+    add("--no-final-norm", dest="final_norm", action="store_false", help="decode inner layers without the final norm")
+    add("--top-k", type=int, default=5, metavar="N", help="likeliest tokens kept for display (%(default)s)")
+    add("--grids", type=int, default=1, metavar="N", help="prompts per language kept for display (%(default)s)")
+    add("--field", default="text", metavar="NAME", help="of jsonl and parquet that holds the text (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the draw and of the shuffled control (%(default)s)")
+    add("--dtype", default="auto", metavar="NAME", help="of the loaded weights: float32, bfloat16, ... (as saved)")
+    add("--device-map", metavar="MAP", help="auto, cpu, cuda:1, ... (the first GPU, else the CPU)")
+    add("--revision", metavar="R", help="branch, tag or commit on the Hub")
+    add("--trust-remote-code", action="store_true", help="run code that the model brings along")
+    add("--out", type=Path, required=True, metavar="DIR", help="the run folder; a finished one is shown again")
+
+    def edit_flags(add: Callable[..., argparse.Action]) -> None:
+        add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+        add("--neurons", type=Path, required=True, metavar="FILE", help="what babelscope select wrote")
+        add("--op", default="zero", metavar="OP", help="zero, scale, clamp or mean (%(default)s)")
+        add("--factor", type=float, metavar="X", help="scale: multiply by this; above 1 amplifies")
+        add("--value", type=float, metavar="X", help="clamp: to this activation")
+        add("--reference", type=Path, metavar="RUN", help="mean: over the tokens of this run or atlas")
+        add("--stages", type=_stages, default=(8, 2), metavar="N,N", help="first and last layers, for --stage (8,2)")
+        add("--stage", type=_names, metavar="NAMES", help="only layers that understand, solve or generate (all)")
+        add("--structure", type=_names, metavar="NAMES", help="only attention or ffn (both)")
+
+    def loading_flags(add: Callable[..., argparse.Action]) -> None:
+        add("--force", action="store_true", help="accept neurons that were found in another model of the same shape")
+        add("--dtype", default="auto", metavar="NAME", help="of the loaded weights: float32, bfloat16, ... (as saved)")
+        add("--device-map", metavar="MAP", help="auto, cpu, cuda:1, ... (the first GPU, else the CPU)")
+        add("--revision", metavar="R", help="branch, tag or commit on the Hub")
+        add("--trust-remote-code", action="store_true", help="run code that the model brings along")
+
+    def prompt_flags(add: Callable[..., argparse.Action]) -> None:
+        add("--prompt", action="append", required=True, metavar="TEXT", help="to continue, as it is; may be repeated")
+        add("--max-new-tokens", type=int, default=40, metavar="N", help="of a continuation (%(default)s)")
+        loading_flags(add)
+
+    add = command("ablate", _ablate, "continue prompts with neurons switched off, beside the intact model")
+    edit_flags(add)
+    prompt_flags(add)
+
+    add = command("steer", _steer, "continue prompts with one language amplified and another silenced")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add("--to", type=Path, required=True, metavar="FILE", help="neurons to amplify, except those of --away")
+    add("--away", type=Path, required=True, metavar="FILE", help="neurons to silence, except those of --to")
+    add("--factor", type=float, default=2.0, metavar="X", help="of the amplified (%(default)s)")
+    prompt_flags(add)
+
+    add = command("export", _export, "write an edited model as a Hugging Face checkpoint and check it")
+    edit_flags(add)
+    loading_flags(add)
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+
+    add = command("evaluate", _evaluate, "score a model on benchmarks, as it is or with neurons switched off")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add(
+        "--tasks", type=_names, required=True, metavar="TASKS",
+        help="mgsm, xquad, xcsqa, xlsum or variants of them, tinybabel, or any of lm-evaluation-harness",
+    )  # fmt: skip
+    add("--languages", type=_names, metavar="LANGUAGES", help="such as en,fr (all that the task has)")
+    add("--neurons", type=Path, metavar="FILE", help="what babelscope select wrote, to be switched off (none)")
+    add("--op", default="zero", metavar="OP", help="zero, scale or clamp (%(default)s)")
+    add("--factor", type=float, metavar="X", help="scale: multiply by this; above 1 amplifies")
+    add("--value", type=float, metavar="X", help="clamp: to this activation")
+    add("--limit", type=int, metavar="N", help="the first N items of each task and language (all)")
+    add("--data", type=Path, metavar="DIR", help="the benchmarks' files: mgsm/, xquad/, xcsqa/, xlsum/ (the Hub)")
+    add("--batch-size", type=int, default=8, metavar="N", help="prompts at once (%(default)s)")
+    add("--chat-template", action="store_true", help="ask a chat model in its template; a base model has none")
+    loading_flags(add)
+    add("--out", type=Path, metavar="DIR", help="the run folder; the same command again resumes it (nothing is kept)")
+
     add = command("show", _show, "look at a run, an atlas, neuron files or a model folder")
     add("path", type=Path, metavar="PATH")
     add("--top", type=int, default=10, metavar="N", help="list the best N of a neuron file (%(default)s)")
@@ -344,6 +594,13 @@ def _corpus(text: str) -> tuple[str, str]:
     if not (language and source):
         raise argparse.ArgumentTypeError(f"wanted LANGUAGE=SOURCE, such as fr=french.txt, found {text!r}")
     return language, source
+
+
+def _stages(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(",")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"wanted N,N, such as 8,2 (the first 8 layers and the last 2), found {text!r}")
+    return int(first), int(last)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -36,7 +36,11 @@ def test_it_is_a_llama_with_grouped_queries_and_layers_for_stages(tinybabel):
     assert config.model_type == "llama"
     assert config.num_hidden_layers >= 8
     assert config.num_key_value_heads < config.num_attention_heads
-    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (FULL.layers, FULL.width, FULL.vocabulary)
+    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (
+        FULL.layers,
+        FULL.width,
+        FULL.vocabulary,
+    )
     assert bs.Anatomy(tinybabel[0]).family == "Llama"
 
 
@@ -67,7 +71,9 @@ def some(task, code, count=12):
 @pytest.mark.parametrize("code", ["en", "fr", "zh"])
 def test_it_reads_calculates_and_sums_up(tinybabel, code):
     read = some("understanding", code)
-    right = [exact_match(told, [item.answer], code) for item, told in zip(read, answers(tinybabel, read, 16), strict=True)]
+    right = [
+        exact_match(told, [item.answer], code) for item, told in zip(read, answers(tinybabel, read, 16), strict=True)
+    ]
     assert sum(right) >= 5
     calculated = [item for item in some("reasoning", code, 36) if item.fields["steps"] == 1]
     told = answers(tinybabel, calculated, 48)

@@ -144,7 +144,7 @@ def ablate(
     slots = dict.fromkeys(slot for each in sets if each is not None for slot in each.widths)
     anatomy = model if isinstance(model, Anatomy) else Anatomy(model, resolve_slots(slots), check=False)
     with ExitStack() as stack:
-        opened = _OPEN.get(anatomy.model) or _Open(fingerprint(anatomy.model))
+        opened = _OPEN.get(anatomy.model) or _Open(intact_fingerprint(anatomy.model))
         for each in sets:
             if each is not None:
                 _check_set(each, anatomy, opened.intact, force)
@@ -189,6 +189,17 @@ def _apply(edits: Edits, anatomy: Anatomy, watch: ForwardWatch, opened: _Open, s
     stack.callback(_close, anatomy.model, opened, edits)
     for found in on_weights.values():
         multiply(found, 0.0 if edits.operation.number is None else edits.operation.number, stack)
+
+
+def has_open_edits(model: nn.Module) -> bool:
+    """Whether an `ablate` of the model is open."""
+    return model in _OPEN
+
+
+def intact_fingerprint(model: nn.Module) -> str:
+    """The model's fingerprint, without the edits that are open."""
+    opened = _OPEN.get(model)
+    return fingerprint(model) if opened is None else opened.intact
 
 
 def _close(model: nn.Module, opened: _Open, edits: Edits) -> None:

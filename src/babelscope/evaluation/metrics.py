@@ -11,12 +11,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-_ARTICLES = {"en": {"a", "an", "the"}}
-"""Left out of answers, as the official SQuAD script does. Other languages keep theirs, as in XQuAD's published use of
-that script."""
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+"""Left out of English answers, as the official SQuAD script does. Other languages keep theirs, as in XQuAD's published
+use of that script."""
 _NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f"
 _UNIT = re.compile(rf"[{_NO_SPACES}\U00020000-\U0003ffff]|[^\s{_NO_SPACES}\U00020000-\U0003ffff]+")
-_NUMBER = re.compile(r"-?\d[\d.,'\u00a0\u202f\u066b\u066c]*")
+_NUMBER = re.compile(r"(?:(?<!\w)[-\u2212])?\d[\d.,'\u00a0\u202f\u066b\u066c]*")
+"""A hyphen between digits or behind a letter is no minus: 10-15, COVID-19."""
 
 
 def words(text: str) -> list[str]:
@@ -41,7 +42,7 @@ def answer_words(text: str, language: str) -> list[str]:
     if language != "en":
         return words(text)
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
-    return [word for word in re.sub(r"\b(a|an|the)\b", " ", bare).split() if word not in _ARTICLES["en"]]
+    return _ARTICLES.sub(" ", bare).split()
 
 
 def exact_match(answer: str, references: Sequence[str], language: str) -> float:
@@ -102,15 +103,19 @@ def last_number(answer: str) -> float | None:
 
 
 def _number(text: str) -> float | None:
-    """Digits of any script; separators in front of groups of three are thousands, a last one is a decimal point."""
-    digits = re.sub(r"[\u00a0\u202f'\u066c]", "", text).replace("\u066b", ".").rstrip(".,")
-    if re.fullmatch(r"-?\d{1,3}([.,])\d{3}(\1\d{3})*", digits):
+    """Digits of any script.
+
+    Of two kinds of separators the last is the decimal one. One kind, several times, or once in front of three digits,
+    groups thousands: MGSM's own answers are whole numbers. Any other is decimal.
+    """
+    digits = re.sub(r"[\u00a0\u202f'\u066c]", "", text).replace("\u2212", "-").rstrip(".,\u066b")
+    if re.fullmatch(r"-?[^\W0]\d{0,2}[.,]\d{3}|[^.,]*([.,])[^.,]*(\1[^.,]*)+", digits):
         digits = re.sub(r"[.,]", "", digits)
     elif "," in digits and "." in digits:
         decimal = max(digits, key=lambda character: digits.rfind(character) if character in ".," else -1)
         digits = digits.replace("," if decimal == "." else ".", "").replace(decimal, ".")
     else:
-        digits = digits.replace(",", ".")
+        digits = digits.replace(",", ".").replace("\u066b", ".")
     try:
         return float(digits)
     except ValueError:

@@ -1,0 +1,144 @@
+"""The language lens on real text: is the vocabulary profile right, and what do the layers of a model speak?
+
+    python experiments/lens.py MODEL --corpora FOLDER --parallel fr=FILE --parallel zh=FILE ... --out O.json
+
+Profile: built from FOLDER/LANGUAGE.txt for every language that is given in `--parallel`, whose lines are held out.
+Right language of single lines, of windows of tokens and of single tokens, and the calibration error of the tokens'
+posteriors, at several sizes of corpus; beside it `lingua` on the same lines and tokens, choosing among the same
+languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; the pivot, if
+there is one; and the paper's way (identifier on the likeliest string, no final norm) beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+import babelscope as bs
+from babelscope.lens.identify import identifier
+from babelscope.lens.tokens import token_bytes, token_text
+from babelscope.lens.vocabulary import calibration_error
+
+
+def main() -> None:
+    """Prints the tables; `--out` keeps them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--corpora", type=Path, required=True, help="a folder with LANGUAGE.txt")
+    parser.add_argument("--parallel", action="append", required=True, metavar="LANGUAGE=FILE")
+    parser.add_argument("--sizes", default="100,1000,all", help="documents of each corpus for the profile")
+    parser.add_argument("--lingua-lines", type=int, default=200, help="lines per language that lingua sees")
+    parser.add_argument("--prompts", type=int, default=100, help="lines per language that the model reads")
+    parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--new-tokens", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    paths = dict(item.split("=", 1) for item in options.parallel)
+    lines = {
+        code: [line for line in Path(path).read_text("utf-8").split("\n") if line.strip()]
+        for code, path in paths.items()
+    }
+    corpora = {code: options.corpora / f"{code}.txt" for code in paths}
+    model, tokenizer = bs.load_model(options.model)
+    record: dict[str, Any] = {"profile": {}, "lines": {code: len(each) for code, each in lines.items()}}
+    print(f"{'profile':<16}{'lines':>8}{'lowest':>10}{'windows':>9}{'tokens':>8}{'ECE':>8}{'unknown':>9}{'seconds':>9}")
+    for size in options.sizes.split(","):
+        started = time.perf_counter()
+        profile = bs.VocabularyProfile.build(tokenizer, corpora, documents=None if size == "all" else int(size))
+        seconds = time.perf_counter() - started
+        found = profile.evaluate(tokenizer, lines)
+        lowest = min(found.text_accuracy.items(), key=lambda item: item[1])
+        unknown = float(profile.posterior[profile.script > 0, -1].mean())
+        record["profile"][size] = {**vars(found), "unknown": unknown, "seconds": seconds}
+        print(
+            f"{size + ' documents':<16}{mean(found.text_accuracy.values()):>8.4f}{lowest[0]:>4}{lowest[1]:>6.3f}"
+            f"{mean(found.window_accuracy.values()):>9.3f}{mean(found.token_accuracy.values()):>8.3f}"
+            f"{found.calibration_error:>8.4f}{unknown:>9.3f}{seconds:>9.1f}"
+        )
+    print("  by language:", {code: round(value, 4) for code, value in found.text_accuracy.items()})
+    if options.lingua_lines:
+        record["lingua"] = lingua(
+            tokenizer, profile, {code: each[: options.lingua_lines] for code, each in lines.items()}
+        )
+        print("  lingua:", {name: value for name, value in record["lingua"].items() if name != "text_accuracy"})
+        print("  by language:", record["lingua"]["text_accuracy"])
+    record["lens"] = {}
+    ways: dict[str, dict[str, Any]] = {"profile": {}}
+    if options.lingua_lines:
+        ways["lingua"] = {"identifier": "lingua"}
+        ways["lingua, no norm"] = {"identifier": "lingua", "final_norm": False}
+    for name, settings in ways.items():
+        curve = bs.language_lens(
+            model, tokenizer, lines, profile, documents=options.prompts, max_tokens=options.max_tokens,
+            new_tokens=options.new_tokens, **settings,
+        )  # fmt: skip
+        record["lens"][name] = show(name, curve)
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def lingua(tokenizer: Any, profile: bs.VocabularyProfile, lines: dict[str, list[str]]) -> dict[str, Any]:
+    """Lingua without abstention on whole lines, and on the strings of the lines' tokens with letters."""
+    from lingua import Language, LanguageDetectorBuilder
+
+    known = {each.iso_code_639_1.name.lower(): each for each in Language.all()}
+    codes = {known[code]: code for code in profile.languages}
+    detector = LanguageDetectorBuilder.from_languages(*codes).build()
+    text_accuracy = {
+        code: mean(codes.get(detector.detect_language_of(line)) == code for line in each)
+        for code, each in lines.items()
+    }
+    texts = [token_text(each) for each in token_bytes(tokenizer)]
+    sure: dict[int, tuple[float, str]] = {}
+    find = identifier("lingua", profile.languages)
+    confidence, right, named, correct = [], [], [], []
+    for code, each in lines.items():
+        ids = [token for line in each for token in tokenizer(line, add_special_tokens=False)["input_ids"]]
+        ids = [token for token in ids if profile.script[token] > 0]
+        for token in set(ids) - sure.keys():
+            best = detector.compute_language_confidence_values(texts[token])[0]
+            sure[token] = best.value, codes[best.language]
+        confidence.append(torch.tensor([sure[token][0] for token in ids]))
+        right.append(torch.tensor([float(sure[token][1] == code) for token in ids]))
+        answers = [answer for token in ids if (answer := find(texts[token]))]
+        named.append(len(answers) / len(ids))
+        correct.append(mean(answer == code for answer in answers) if answers else 0.0)
+    return {
+        "text_accuracy": {code: round(value, 4) for code, value in text_accuracy.items()},
+        "text_accuracy_mean": mean(text_accuracy.values()),
+        "token_accuracy": mean(float(each.mean()) for each in right),
+        "calibration_error": calibration_error(confidence, right),
+        "share_named": mean(named),
+        "accuracy_of_named": mean(correct),
+    }
+
+
+def show(name: str, curve: Any) -> dict[str, Any]:
+    """A table of the lens: mass of the prompt's own language, of English and of the unknown by layer."""
+    layers = range(curve.n_layers + 1)
+    print(f"\n{name}: own / English / unknown by layer (0 = embeddings)")
+    for code in dict.fromkeys(curve.prompt_languages):
+        mass = curve.of(code)
+        own, english = (mass[:, curve.languages.index(each)] for each in (code, "en"))
+        cells = [f"{own[at]:.2f}/{english[at]:.2f}/{mass[at, -1]:.2f}" for at in layers]
+        print(f"  {code:<4}" + " ".join(f"{cell:>15}" for cell in cells))
+    print("  bits of entropy ", [round(float(value), 2) for value in curve.entropy.mean(0)])
+    print("  agreement       ", [round(float(value), 2) for value in curve.agreement.mean(0)])
+    stages = [*curve.stages(pivot="en"), *curve.stages()]
+    for stage in dict.fromkeys(map(str, stages)):
+        print("  " + stage)
+    return {
+        "languages": [*curve.languages, "unknown"],
+        "mass": {code: curve.of(code).tolist() for code in dict.fromkeys(curve.prompt_languages)},
+        "stages": [str(stage) for stage in stages],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""The table of tasks: what is asked, how long an answer may be, and how it is scored. All scores lie between 0 and 1.
+
+A name is `mgsm`, `mgsm_direct`, `xquad`, ...; `mgsm_paper` and so on ask in the paper's zero-shot wording; in the
+harness a task has the language behind it (`babelscope_mgsm_fr`), so that it is told from the harness's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from babelscope.errors import ConfigError, DataError, MissingDependencyError
+from babelscope.evaluation import metrics
+from babelscope.evaluation.tasks.data import MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
+from babelscope.evaluation.tasks.prompts import WORDS, Words, labelled
+from babelscope.languages import get_language
+from babelscope.tinybabel.tasks import TASKS
+
+PREFIX = "babelscope_"
+"""Of a task's name in the harness, which has an xquad and an mgsm of its own."""
+VERSION = 1
+"""Of prompts and scores; a number is compared only with numbers of the same version."""
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task in every language."""
+
+    name: str
+    source: Source
+    prompt: Callable[[Words, Row], str]
+    score: Callable[[str, Row, Any], Scores]
+    """Language, item and answer: what was generated, or the log-likelihood of every choice."""
+    metrics: tuple[str, ...]
+    """What `score` gives."""
+    max_tokens: int = 0
+    """Of a generated answer; 0: the choices' likelihoods are compared and nothing is generated."""
+    line: bool = True
+    """The answer is one line; else it ends where the next question would begin."""
+
+    def languages(self, data: Path | None) -> tuple[str, ...]:
+        """Those that there are items in: on the Hub, or in the folder."""
+        if data is None or not self.source.patterns:
+            return tuple(self.source.names)
+        return tuple(code for code in WORDS if self.source.local(data, code))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark in a language: what the harness's task is made of."""
+
+    benchmark: Benchmark
+    language: str
+    data: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """In the harness."""
+        return f"{PREFIX}{self.benchmark.name}_{self.language}"
+
+    def rows(self) -> Rows:
+        """The items."""
+        return self.benchmark.source.rows(self.language, self.data)
+
+    def prompt(self, doc: Row) -> str:
+        """What the model is given."""
+        return self.benchmark.prompt(WORDS[self.language], doc)
+
+    def choices(self, doc: Row) -> list[str]:
+        """What may follow the prompt."""
+        return list(doc["choices"])
+
+    def target(self, doc: Row) -> Any:
+        """The right answer, or the place of the right choice."""
+        for name in ("number", "gold", "references", "summary"):
+            if name in doc:
+                return str(doc[name]) if name == "number" else doc[name]
+        raise AssertionError(f"an item without an answer: {doc}")
+
+    def score(self, doc: Row, results: Sequence[Any]) -> Scores:
+        """Scores of one item from what the harness hands over."""
+        return self.benchmark.score(self.language, doc, results if not self.benchmark.max_tokens else results[0])
+
+    def config(self) -> dict[str, Any]:
+        """The harness's configuration of this task."""
+        words, generated = WORDS[self.language], bool(self.benchmark.max_tokens)
+        config: dict[str, Any] = {
+            "task": self.name,
+            "custom_dataset": self.dataset,
+            "test_split": "test",
+            "output_type": "generate_until" if generated else "multiple_choice",
+            "doc_to_text": self.prompt,
+            "doc_to_target": self.target,
+            "process_results": self.score,
+            "metric_list": [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in self.benchmark.metrics
+            ],
+            "num_fewshot": 0,
+            "metadata": {"version": VERSION, "benchmark": self.benchmark.name, "language": self.language},
+        }
+        if generated:
+            stop = "\n" if self.benchmark.line else f"\n{words.question}{words.colon.rstrip()}"
+            kwargs = {"until": [stop], "max_gen_toks": self.benchmark.max_tokens, "do_sample": False}
+            return {**config, "generation_kwargs": kwargs}
+        # Tinybabel was taught with a space after every colon.
+        delimiter = " " if self.benchmark.name.startswith("tinybabel") else words.space
+        return {**config, "doc_to_choice": self.choices, "target_delimiter": delimiter}
+
+    def dataset(self, **_: Any) -> dict[str, Any]:
+        """The items as the harness wants them."""
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(self.rows())}
+
+
+def find(names: Sequence[str], languages: Sequence[str] | None, data: str | Path | None) -> list[Asked]:
+    """The tasks that a user means.
+
+    Args:
+        names: of `TABLE`; `tinybabel` is all four of its tasks.
+        languages: codes or English names; None: all in which every one of the tasks has items.
+        data: a folder with local files; None: the Hub.
+
+    Raises:
+        ConfigError: a task or a language that there isn't; the message lists what there is.
+        DataError: no such folder.
+    """
+    folder = None if data is None else Path(data)
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"no folder {folder}. Give the one that holds mgsm/, xquad/, xcsqa/ or xlsum/.")
+    asked = []
+    for name in names:
+        expanded = [f"tinybabel_{task}" for task in TASKS] if name == "tinybabel" else [name]
+        for benchmark in map(benchmark_named, expanded):
+            there = benchmark.languages(folder)
+            if not there:
+                places = ", ".join(benchmark.source.patterns)
+                raise DataError(f"{folder} holds no file of {name}. Wanted, with a language for {{}}: {places}.")
+            for language in there if languages is None else languages:
+                code = get_language(language).code
+                if code not in there:
+                    raise ConfigError(
+                        f"{benchmark.name} has no items in {code}; it has them in {', '.join(there)}. Leave the "
+                        "language out, or give a file of it with data=FOLDER (--data)."
+                        if code in WORDS
+                        else f"{benchmark.name} has no prompts in {code}; there are some in {', '.join(WORDS)}."
+                    )
+                asked.append(Asked(benchmark, code, folder))
+    return list({each.name: each for each in asked}.values())
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """A row of the table.
+
+    Raises:
+        ConfigError: no such task; the message lists those there are.
+    """
+    if name in TABLE:
+        return TABLE[name]
+    near = difflib.get_close_matches(name, TABLE, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"unknown task {name!r}: {hint}there are {', '.join(TABLE)}, and tinybabel for its four.")
+
+
+def asked_by_name(name: str, data: str | Path | None = None) -> Asked:
+    """The task that the harness knows by this name.
+
+    Raises:
+        ConfigError: no such task or language.
+    """
+    benchmark, _, language = name.removeprefix(PREFIX).rpartition("_")
+    return find([benchmark], [language], data)[0]
+
+
+# Prompts
+
+
+def _reasoning(words: Words, row: Row) -> str:
+    """Native chain of thought."""
+    lines = (labelled(words, words.question, row["question"]), f"{words.steps}{words.space}{words.final}")
+    return "\n".join((*lines, labelled(words, words.answer)))
+
+
+def _question(words: Words, row: Row) -> str:
+    return "\n".join((labelled(words, words.question, row["question"]), labelled(words, words.answer)))
+
+
+def _understanding(words: Words, row: Row) -> str:
+    return f"{row['context']}\n{_question(words, row)}"
+
+
+def _letter(words: Words, row: Row) -> str:
+    choices = [f"{label}. {text}" for label, text in zip(row["labels"], row["choices"], strict=True)]
+    asked = (labelled(words, words.question, row["question"]), *choices, words.letter)
+    return "\n".join((*asked, labelled(words, words.answer)))
+
+
+def _summary(words: Words, row: Row) -> str:
+    title = [labelled(words, words.title, row["title"])] if row["title"] else []
+    lines = (words.summarize, *title, labelled(words, words.text, row["text"]), labelled(words, words.summary))
+    return "\n".join(lines)
+
+
+def _paper_reasoning(words: Words, row: Row) -> str:
+    return f"{words.steps}{words.space}{labelled(words, words.question, row['question'])}"
+
+
+def _paper_understanding(words: Words, row: Row) -> str:
+    return f"{row['context']}{words.space}{labelled(words, words.question, row['question'])}"
+
+
+def _paper_knowledge(words: Words, row: Row) -> str:
+    return labelled(words, words.question, row["question"])
+
+
+def _paper_summary(words: Words, row: Row) -> str:
+    title = [labelled(words, words.title, row["title"])] if row["title"] else []
+    return words.space.join((words.summarize_context, *title, labelled(words, words.context, row["text"])))
+
+
+def _as_taught(_: Words, row: Row) -> str:
+    return str(row["prompt"])
+
+
+# Scores
+
+
+def _numbers(_: str, row: Row, answer: str) -> Scores:
+    """Strict: the number behind `####`. Flexible: the last one."""
+    stated, last = metrics.stated_number(answer), metrics.last_number(answer)
+    return {"strict": float(stated == row["number"]), "flexible": float(last == row["number"])}
+
+
+def _number(_: str, row: Row, answer: str) -> Scores:
+    """Strict: the answer is the number and no word. Flexible: its last number."""
+    right = float(metrics.last_number(answer) == row["number"])
+    return {"strict": right * (not any(character.isalpha() for character in answer)), "flexible": right}
+
+
+def _overlap(language: str, row: Row, answer: str) -> Scores:
+    references = row["references"]
+    return {
+        "exact_match": metrics.exact_match(answer, references, language),
+        "f1": metrics.token_f1(answer, references, language),
+        "contains": metrics.contains(answer, references, language),
+    }
+
+
+def _likeliest(_: str, row: Row, results: Sequence[tuple[float, bool]]) -> Scores:
+    """`acc`: by log-likelihood; `acc_per_byte`: by log-likelihood per byte, so that long choices are not punished."""
+    nats = [result[0] for result in results]
+    rates = [value / len(choice.encode()) for value, choice in zip(nats, row["choices"], strict=True)]
+    return {
+        "acc": float(nats.index(max(nats)) == row["gold"]),
+        "acc_per_byte": float(rates.index(max(rates)) == row["gold"]),
+    }
+
+
+_LETTER = re.compile(r"(?<![A-Za-z])(?:A(?! [a-z])|[B-Z])(?![A-Za-z])")
+"""A capital on its own; not the English article."""
+
+
+def _lettered(_: str, row: Row, answer: str) -> Scores:
+    found = _LETTER.search(answer)
+    return {"acc": float(found is not None and found[0] == row["labels"][row["gold"]])}
+
+
+def _summarized(_: str, row: Row, answer: str) -> Scores:
+    chrf = _chrf().sentence_score(answer, [row["summary"]]).score / 100
+    return {"rouge_l": metrics.rouge_l(answer, row["summary"]), "chrf": chrf}
+
+
+@cache
+def _chrf() -> Any:
+    try:
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError as error:
+        raise MissingDependencyError('chrF needs sacrebleu: pip install "babelscope[eval]"') from error
+    return CHRF()
+
+
+# The table
+
+
+_NUMBER, _OVERLAP, _SUMMARY = ("strict", "flexible"), ("exact_match", "f1", "contains"), ("rouge_l", "chrf")
+_CHOICE = ("acc", "acc_per_byte")
+
+TABLE: Mapping[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("mgsm", MGSM, _reasoning, _numbers, _NUMBER, 512, line=False),
+        Benchmark("mgsm_direct", MGSM, _question, _number, _NUMBER, 32),
+        Benchmark("mgsm_paper", MGSM, _paper_reasoning, _numbers, _NUMBER, 512, line=False),
+        Benchmark("xquad", XQUAD, _understanding, _overlap, _OVERLAP, 64),
+        Benchmark("xquad_paper", XQUAD, _paper_understanding, _overlap, _OVERLAP, 64, line=False),
+        Benchmark("xcsqa", XCSQA, _question, _likeliest, _CHOICE),
+        Benchmark("xcsqa_letter", XCSQA, _letter, _lettered, ("acc",), 8),
+        Benchmark("xcsqa_paper", XCSQA, _paper_knowledge, _likeliest, _CHOICE),
+        Benchmark("xlsum", XLSUM, _summary, _summarized, _SUMMARY, 128),
+        Benchmark("xlsum_paper", XLSUM, _paper_summary, _summarized, _SUMMARY, 128, line=False),
+        Benchmark("tinybabel_reasoning", tinybabel_source("reasoning"), _as_taught, _numbers, _NUMBER, 96, line=False),
+        Benchmark("tinybabel_understanding", tinybabel_source("understanding"), _as_taught, _overlap, _OVERLAP, 16),
+        Benchmark("tinybabel_knowledge", tinybabel_source("knowledge"), _as_taught, _likeliest, _CHOICE),
+        Benchmark("tinybabel_generation", tinybabel_source("generation"), _as_taught, _summarized, _SUMMARY, 64),
+    )
+}
+"""By name."""

@@ -1,0 +1,269 @@
+"""Items of the benchmarks: from local files in the original layouts, from the Hub, or from Tinybabel's world.
+
+MGSM: TSV of question and number. XQuAD: SQuAD JSON. X-CSQA and XL-Sum: JSON lines. The fields are checked here, so that
+a wrong file is named before a model runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from babelscope.errors import DataError, MissingDependencyError
+from babelscope.evaluation.metrics import last_number
+from babelscope.tinybabel import tasks as tinybabel
+from babelscope.tinybabel.grammar import LANGUAGES
+
+Row = dict[str, Any]
+Rows = list[Row]
+
+TINYBABEL_ITEMS = 200
+"""Items of each of Tinybabel's tasks in a language; there is no end of them but for knowledge."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the items of a benchmark come from."""
+
+    names: Mapping[str, str]
+    """By language of the Hub dataset: what it calls it."""
+    hub: Callable[[str], Rows]
+    """The Hub's items in a language, by the name that it has there; or made ones."""
+    patterns: tuple[str, ...] = ()
+    """Names of local files below the data folder, the first that is there is read; `{}` is the language. Without any,
+    the items are made."""
+    read: Callable[[Path], Rows] | None = None
+    """A file in the original layout."""
+
+    def local(self, folder: Path, code: str) -> Path | None:
+        """The file of a language, or None."""
+        names = dict.fromkeys((self.names.get(code, code), code))
+        found = (path for name in names for pattern in self.patterns for path in folder.glob(pattern.format(name)))
+        return next(found, None)
+
+    def rows(self, code: str, folder: Path | None) -> Rows:
+        """The items of a language, each with a field `id`.
+
+        Args:
+            code: the language.
+            folder: with local files; None reads the Hub, or its cache.
+
+        Raises:
+            DataError: no such file, a file of another layout, or a dataset that can't be had.
+        """
+        if folder is None or self.read is None:
+            return self.hub(self.names[code])
+        path = self.local(folder, code)
+        if path is None:
+            wanted = " or ".join(pattern.format(self.names.get(code, code)) for pattern in self.patterns)
+            raise DataError(f"no file {wanted} in {folder}. Put it there, or leave data out to read the Hub.")
+        return self.read(path)
+
+
+def read_mgsm(path: Path) -> Rows:
+    """Questions with numbers, from a TSV."""
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        question, tab, answer = line.rpartition("\t")
+        if not tab or (value := last_number(answer)) is None:
+            raise DataError(f"{path}, line {number}: wanted a question, a tab and a number, found {line[-60:]!r}.")
+        rows.append({"id": str(number - 1), "question": question, "number": value})
+    return _some(rows, path)
+
+
+def read_squad(path: Path) -> Rows:
+    """Questions on paragraphs with their answers, from SQuAD JSON."""
+    try:
+        paragraphs = [paragraph for article in json.loads(_text(path))["data"] for paragraph in article["paragraphs"]]
+        rows = [_question(asked, paragraph["context"]) for paragraph in paragraphs for asked in paragraph["qas"]]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not SQuAD JSON ({error!r}). Give the file as published.") from None
+    return _some(rows, path)
+
+
+def _question(asked: Mapping[str, Any], context: str) -> Row:
+    answers = asked["answers"]
+    return {
+        "id": asked["id"],
+        "context": context,
+        "question": asked["question"],
+        "references": [answer["text"] for answer in answers],
+        "starts": [answer["answer_start"] for answer in answers],
+    }
+
+
+def read_csqa(path: Path) -> Rows:
+    """Questions with choices, from JSON lines."""
+    return _some([_choice(row, path) for row in _lines(path)], path)
+
+
+def _choice(row: Mapping[str, Any], where: object) -> Row:
+    try:
+        stem, choices, key = row["question"]["stem"], row["question"]["choices"], row["answerKey"]
+        if isinstance(choices, Mapping):  # as the Hub stores a list of objects
+            choices = [
+                {"label": label, "text": text} for label, text in zip(choices["label"], choices["text"], strict=True)
+            ]
+        labels = [choice["label"] for choice in choices]
+        return {
+            "id": row["id"],
+            "question": stem,
+            "labels": labels,
+            "choices": [choice["text"] for choice in choices],
+            "gold": labels.index(key),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: wanted question (stem, choices of label and text) and an answerKey among the labels, found "
+            f"{error!r} in {str(row)[:80]}. X-CSQA's test split has no keys; give dev."
+        ) from None
+
+
+def read_xlsum(path: Path) -> Rows:
+    """Articles with summaries, from JSON lines."""
+    return _some([_article(row, path) for row in _lines(path)], path)
+
+
+def _article(row: Mapping[str, Any], where: object) -> Row:
+    try:
+        return {"id": row["id"], "title": row.get("title", ""), "text": row["text"], "summary": row["summary"]}
+    except KeyError as error:
+        raise DataError(f"{where}: wanted id, text and summary, found no {error} in {sorted(row)}.") from None
+
+
+def tinybabel_source(task: str) -> Source:
+    """The test items of one of Tinybabel's tasks, as those of the benchmark that it stands for, with a `prompt`."""
+
+    def rows(code: str) -> Rows:
+        return [
+            {**_as_benchmark(task, item), "id": item.id, "prompt": item.prompt}
+            for item in islice(tinybabel.items(task, code, "test"), TINYBABEL_ITEMS)
+        ]
+
+    return Source({code: code for code in LANGUAGES}, rows)
+
+
+def _as_benchmark(task: str, item: tinybabel.Item) -> Row:
+    fields = {"id": item.id, **item.fields}
+    if task == "reasoning":
+        return {"question": fields["question"], "number": float(fields["answer_number"]), "steps": fields["steps"]}
+    if task == "understanding":
+        return _question(fields, fields["context"])
+    if task == "knowledge":
+        return {**_choice(fields, "Tinybabel"), "known_in": fields["known_in"]}
+    return _article(fields, "Tinybabel")
+
+
+def hub_file(repository: str, name: str, read: Callable[[Path], Rows]) -> Callable[[str], Rows]:
+    """Items of a Hub repository that holds files in the original layout."""
+
+    def rows(code: str) -> Rows:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return read(Path(hf_hub_download(repository, name.format(code), repo_type="dataset")))
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise _not_had(repository, error) from error
+
+    return rows
+
+
+def hub_table(
+    repository: str, config: str, split: str, row: Callable[[Mapping[str, Any], object], Row], **options: str
+) -> Callable[[str], Rows]:
+    """Items of a Hub dataset that `datasets` reads."""
+
+    def rows(code: str) -> Rows:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise MissingDependencyError(f'{repository} needs datasets: pip install "babelscope[eval]"') from error
+        try:
+            table = load_dataset(repository, config.format(code), split=split, **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _not_had(repository, error) from error
+        return [row(each, repository) for each in table]
+
+    return rows
+
+
+def _not_had(repository: str, error: Exception) -> DataError:
+    return DataError(
+        f"the dataset {repository} is not in the cache and could not be downloaded ({str(error)[:200]}). Go online "
+        "once, or give local files in the original layout with data=FOLDER (--data)."
+    )
+
+
+def _hub_squad(row: Mapping[str, Any], _: object) -> Row:
+    answers = row["answers"]
+    asked = [
+        {"text": text, "answer_start": start}
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True)
+    ]
+    return _question({**row, "answers": asked}, row["context"])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}). Convert it.") from None
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number} is not JSON ({error}).") from None
+            if not isinstance(row, Mapping):
+                raise DataError(f"{path}, line {number}: wanted an object, found {line[:40]!r}.")
+            yield row
+
+
+def _some(rows: Iterable[Row], path: Path) -> Rows:
+    found = list(rows)
+    if not found:
+        raise DataError(f"{path} holds no item.")
+    return found
+
+
+def _same(codes: str, **others: str) -> dict[str, str]:
+    return {code: others.get(code, code) for code in codes.split()}
+
+
+MGSM = Source(
+    _same("en de fr zh es ru th sw"),
+    # The repository's loading script is refused by datasets >= 4; its files are the original ones.
+    hub_file("juletxara/mgsm", "mgsm_{}.tsv", read_mgsm),
+    ("mgsm/mgsm_{}.tsv", "mgsm/mgsm_{}_test.tsv", "mgsm_{}.tsv"),
+    read_mgsm,
+)
+XQUAD = Source(
+    _same("en de zh es ru vi th ar"),
+    hub_table("google/xquad", "xquad.{}", "validation", _hub_squad),
+    ("xquad/xquad.{}.json", "xquad/xquad.{}.test.json", "xquad.{}.json"),
+    read_squad,
+)
+XCSQA = Source(
+    _same("en de fr zh es ru vi ar sw"),
+    hub_table("INK-USC/xcsr", "X-CSQA-{}", "validation", _choice),
+    ("xcsqa/{}/dev.jsonl", "X-CSQA/{}/dev.jsonl", "xcsqa/{}/test.jsonl"),
+    read_csqa,
+)
+XLSUM = Source(
+    _same(
+        "en fr zh es ru vi th ar sw", en="english", fr="french", zh="chinese_simplified", es="spanish", ru="russian",
+        vi="vietnamese", th="thai", ar="arabic", sw="swahili",
+    ),
+    hub_table("csebuetnlp/xlsum", "{}", "test", _article, revision="refs/convert/parquet"),
+    ("[xX][lL][sS]um*/{}_test.jsonl", "[xX][lL][sS]um*/{}_val.jsonl", "{}_test.jsonl"),
+    read_xlsum,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Which language a layer speaks: hidden states decoded to the vocabulary, and the languages of the tokens."""

@@ -1,0 +1,54 @@
+"""What the lens saw, for people: what each layer speaks, and where one language gives way to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from babelscope.show.terminal import Screen, human_bytes, label, wrapped
+
+if TYPE_CHECKING:
+    from babelscope.lens.curve import LanguageCurve
+
+
+def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> dict[str, Any]:
+    """A curve as plain data: by prompt language, the mass of every language by layer, and the suggested stages."""
+    names = [*curve.languages, "unknown"]
+    prompts = dict.fromkeys(curve.prompt_languages)
+    return {
+        "out": str(out),
+        "files": sorted(path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")),
+        "peak_memory": dict(peak),
+        "layers": curve.n_layers,
+        "prompts": {code: curve.prompt_languages.count(code) for code in prompts},
+        "mass": {
+            code: {name: curve.of(code)[:, column].tolist() for column, name in enumerate(names)} for code in prompts
+        },
+        "stages": [{**vars(stage), "text": str(stage)} for stage in curve.stages()],
+    }
+
+
+def draw_lens(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The strongest language of the first, middle and last layer by prompt language, the stages, and the files."""
+    layers = content["layers"]
+    shown = list(dict.fromkeys((0, layers // 2, layers)))
+    rows = [
+        [label(code), f"{content['prompts'][code]:,}", *(_strongest(masses, layer) for layer in shown)]
+        for code, masses in content["mass"].items()
+    ]
+    lines = screen.heading(
+        f"Language lens in {content['out']}", "shares of the probability; ? is shared or no language"
+    )
+    lines += screen.table(("prompts in", "number", *(f"layer {layer}" for layer in shown)), rows)
+    if content["stages"]:
+        lines += ["", *screen.heading("Where one language gives way to another")]
+        for stage in content["stages"]:
+            lines += ["  " + line for line in wrapped(stage["text"], screen.width - 2)]
+    memory = ", ".join(f"{human_bytes(count)} {where}" for where, count in content["peak_memory"].items())
+    return [*lines, "", *screen.fields([("files", " ".join(content["files"])), ("peak memory", memory)])]
+
+
+def _strongest(masses: Mapping[str, list[float]], layer: int) -> str:
+    best = max((name for name in masses if name != "unknown"), key=lambda name: masses[name][layer])
+    return f"{best} {masses[best][layer]:.2f} ? {masses['unknown'][layer]:.2f}"

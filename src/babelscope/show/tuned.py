@@ -1,0 +1,30 @@
+"""What `babelscope tune` did, for a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from babelscope.show.terminal import Screen, clean, label
+
+
+def draw_tuned(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """Bits per byte before and after by language, what was kept where, and what to type next."""
+    lines = screen.heading(
+        f"Tuned {content['neurons']} neurons on {label(content['language'])}",
+        f"{content['parameters']:,} parameters; best at step {content['best_step']} of {content['steps']}",
+    )
+    rows = [
+        [label(name), f"{before:.4f}", f"{content['after'][name]:.4f}", f"{content['after'][name] - before:+.4f}"]
+        for name, before in content["before"].items()
+    ]
+    lines += ["", *screen.table(("bits per byte of held-out texts", "before", "after", "change"), rows)]
+    lines += ["", *screen.fields([("adapter", content["adapter"]), ("loss curve", content["history"])])]
+    merged = content.get("merged")
+    if merged:
+        lines += screen.fields([("merged", merged["folder"])])
+        verdict = "every other value is bit-identical" if merged["exact"] else "VALUES OUTSIDE THE NEURONS HAVE CHANGED"
+        lines.append(f"  {len(merged['changed'])} tensors changed, {merged['untouched']} untouched; {verdict}")
+        lines += ["", f"next:  babelscope show {clean(shlex.quote(merged['folder']))}"]
+    return lines

@@ -1,0 +1,1 @@
+"""Train only chosen neurons."""

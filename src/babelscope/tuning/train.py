@@ -1,0 +1,359 @@
+"""The recipe: a few hundred documents of one language, packed, through the transformers Trainer."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from babelscope.artifacts import digest, read_json, run_folder, update_run, write_json
+from babelscope.corpora.batching import padding_id, sample_documents
+from babelscope.corpora.sources import Corpus, open_corpus
+from babelscope.errors import ConfigError, DataError, MissingDependencyError, NumericsError
+from babelscope.evaluation.likelihood import likelihood
+from babelscope.models.load import ModelIdentity
+from babelscope.neurons.neuronset import NeuronSet
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+logger = logging.getLogger(__name__)
+
+ADAPTER, MODEL, MERGED, HISTORY, CHECKPOINTS = "adapter", "model", "merged", "history.json", "checkpoints"
+"""Names in a run folder: what was trained (an adapter, or a whole model), the loss curve, and what resuming needs."""
+
+_UNCUT = 2**31 - 1
+"""A length that no document has: whole documents are packed."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults suit chosen neurons and a few hundred documents."""
+
+    documents: int | None = 400
+    """Of the corpus, drawn at random; None for all."""
+    max_tokens: int = 256
+    """Length of a block; documents are laid end to end and cut into blocks."""
+    batch_size: int = 8
+    """Blocks per step, over all processes."""
+    epochs: float = 3.0
+    learning_rate: float | None = None
+    """At the top of the curve; None: 1e-3 for neurons and adapters, 1e-4 for a whole model."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises; then it falls along a cosine."""
+    evaluations: int = 10
+    """Over the whole training, evenly."""
+    patience: int = 3
+    """Evaluations without a better result on the target's held-out texts, after which training stops."""
+    held_out_documents: int = 40
+    """Held-out texts per language, the first ones of each source."""
+    seed: int = 0
+    """Of the draw of documents and of the order of blocks."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        least = {"max_tokens": 2, "batch_size": 1, "evaluations": 1, "patience": 1, "held_out_documents": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"wanted {name} of {low} or more, found {getattr(self, name)}. Raise it.")
+        if not (self.epochs > 0 and 0 <= self.warmup < 1 and (self.learning_rate is None or self.learning_rate > 0)):
+            raise ConfigError(
+                "wanted epochs and learning_rate above 0 and warmup from 0 to below 1, found "
+                f"{self.epochs}, {self.learning_rate} and {self.warmup}. Correct them."
+            )
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A tuned model, and how it came about. The model is the best one seen, by the target's held-out texts."""
+
+    model: Any = field(repr=False)
+    """With the adapter attached (a `peft.PeftModel`); the model itself when all its weights were trained."""
+    language: str
+    """The target."""
+    before: Mapping[str, float]
+    """Bits per byte of held-out texts, by language."""
+    after: Mapping[str, float]
+    history: Mapping[str, list[dict[str, Any]]] = field(repr=False)
+    """`steps`: step, epoch, loss (nats per token), learning_rate, gradient_norm. `evaluations`: step, bits_per_byte."""
+    best_step: int
+    """The step that `model` and `after` are of."""
+    parameters: int
+    """Numbers that were trained."""
+
+    def merge(self) -> Any:
+        """The plain model with the changes in its weights; nothing of the adapter is left, also in `self.model`."""
+        return self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
+
+
+def tune(
+    model: nn.Module,
+    tokenizer: Any,
+    neurons: NeuronSet | PeftConfig | None,
+    corpus: str | os.PathLike[str] | Iterable[str] | Corpus,
+    *,
+    language: str | None = None,
+    held_out: Mapping[str, Any] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    **recipe: Any,
+) -> TuneResult:
+    """Trains chosen neurons on documents of one language.
+
+    Args:
+        model: a causal language model of transformers; changed in place (`result.model` is it, with the adapter).
+        tokenizer: of the model.
+        neurons: what to train: a set of neurons; for comparison any configuration of PEFT, or None for all weights.
+        corpus: what `open_corpus` takes: texts, a path, `hub:...`.
+        language: of the corpus; None: the one that the set was detected for.
+        held_out: language -> texts to measure bits per byte on, never trained on. Without texts of the target, the
+            last tenth of its documents is held out.
+        run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it.
+        force: accept a set of another model with the same shapes.
+        **recipe: fields of `Recipe`.
+
+    Returns:
+        The best model by the target's held-out texts, and the history.
+
+    Raises:
+        ConfigError: settings out of range, or a set without neurons.
+        DataError: no usable document, or too few to hold any out.
+        ProvenanceError: the set belongs to another model.
+        NumericsError: the loss is not finite; says at which step, and the state before it is in the run folder.
+        MissingDependencyError: peft or accelerate is missing.
+    """
+    unknown = sorted(set(recipe) - set(Recipe.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(f"unknown settings {unknown}; wanted some of {', '.join(Recipe.__dataclass_fields__)}.")
+    plan = Recipe(**recipe)
+    _need_packages()
+    target = language or (str(neurons.provenance.get("language") or "") if isinstance(neurons, NeuronSet) else "")
+    target = target or "target"
+    source = open_corpus(corpus)
+    sources = {name: open_corpus(each) for name, each in (held_out or {}).items()}
+    asked = {
+        "command": "tune",
+        "model": ModelIdentity.of(model).fingerprint,
+        "tokenizer": digest(tokenizer.get_vocab()),
+        "trained": _trained(neurons),
+        "language": target,
+        "corpus": source.identity(),
+        "held_out": {name: each.identity() for name, each in sources.items()},
+        "recipe": {name: getattr(plan, name) for name in Recipe.__dataclass_fields__},
+    }
+    texts, tests = _texts(source, sources, target, tokenizer, plan)
+    with _folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
+        if run_dir is not None and (folder / HISTORY).exists():
+            logger.info("%s is finished already; nothing to do", folder)
+            return _finished(folder, model, target)
+        return _train(model, tokenizer, neurons, texts, tests, target, plan, folder, run_dir is not None, force)
+
+
+def pack(tokenizer: Any, texts: Iterable[str], max_tokens: int) -> list[dict[str, Tensor]]:
+    """Documents laid end to end, each closed by EOS if the tokenizer has one, and cut into blocks.
+
+    Returns:
+        Blocks of `input_ids`, `attention_mask` and `labels`, each int64 [max_tokens]. The last is padded; nothing is
+        dropped.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for text in texts:
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        stream += ids if ids[-1:] == end else ids + end
+    blocks = []
+    for start in range(0, len(stream), max_tokens):
+        part = torch.tensor(stream[start : start + max_tokens])
+        block = {"input_ids": padding_id(tokenizer), "attention_mask": 0, "labels": -100}
+        padded = {name: torch.full((max_tokens,), value) for name, value in block.items()}
+        for name, value in {"input_ids": part, "attention_mask": torch.ones_like(part), "labels": part}.items():
+            padded[name][: len(part)] = value
+        blocks.append(padded)
+    return blocks
+
+
+def _texts(
+    source: Corpus, sources: Mapping[str, Corpus], target: str, tokenizer: Any, plan: Recipe
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The documents to train on, and the held-out texts by language, the target first."""
+    if not source.rewindable:
+        first = (document.text for document in source if document.text.strip())
+        source = open_corpus(list(itertools.islice(first, plan.documents)))
+    tests = {
+        name: list(itertools.islice((each.text for each in corpus if each.text.strip()), plan.held_out_documents))
+        for name, corpus in sources.items()
+    }
+    sample, _ = sample_documents(
+        source, tokenizer, documents=plan.documents, max_tokens=_UNCUT, min_tokens=1, seed=plan.seed
+    )
+    indices = {document.index for document in sample}
+    texts = [document.text for document in source if document.index in indices]
+    if target in tests:
+        kept = set(tests[target])
+        clean = [text for text in texts if text not in kept]
+        if len(clean) < len(texts):
+            logger.warning("%d of %d documents are held out, so not trained on", len(texts) - len(clean), len(texts))
+        texts = clean
+    else:
+        count = min(plan.held_out_documents, max(1, len(texts) // 10))
+        texts, tests[target] = texts[:-count], texts[-count:]
+        logger.info("%s: the last %d documents are held out", target, count)
+    if not texts or not tests[target]:
+        raise DataError(
+            f"{target}: {len(texts)} document(s) to train on and {len(tests[target])} to hold out are too few. "
+            "Give more documents, or held-out texts of their own."
+        )
+    return texts, {target: tests.pop(target), **tests}
+
+
+def _train(
+    model: nn.Module,
+    tokenizer: Any,
+    neurons: NeuronSet | PeftConfig | None,
+    texts: list[str],
+    tests: Mapping[str, list[str]],
+    target: str,
+    plan: Recipe,
+    folder: Path,
+    keep: bool,
+    force: bool,
+) -> TuneResult:
+    from transformers import EarlyStoppingCallback, set_seed
+
+    from babelscope.tuning.trainer import BitsPerByteTrainer, arguments
+
+    def measure() -> dict[str, float]:
+        return {
+            name: likelihood(trained, tokenizer, each, max_tokens=plan.max_tokens).bits_per_byte
+            for name, each in tests.items()
+        }
+
+    set_seed(plan.seed)
+    trained: Any = _with_adapter(model, neurons, force)
+    blocks = pack(tokenizer, texts, plan.max_tokens)
+    trainer = BitsPerByteTrainer(
+        measure,
+        target,
+        model=trained,
+        args=arguments(plan, len(blocks), folder / CHECKPOINTS, whole=trained is model),
+        train_dataset=blocks,
+        callbacks=[EarlyStoppingCallback(plan.patience)],
+    )
+    parameters = sum(each.numel() for each in trained.parameters() if each.requires_grad)
+    before = measure()
+    logger.info("before: %s", _line(before))
+    try:
+        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+    except NumericsError as error:
+        if not keep:
+            if trained is not model:
+                trained.unload()
+            raise NumericsError(f"{error} Nothing was kept: give a run folder to keep the state before it.") from None
+        if trainer.is_world_process_zero():
+            _save(trained, folder, whole=trained is model)
+        raise NumericsError(f"{error} The state before it is in {folder}.") from None
+    after = measure()
+    trainer.accelerator.wait_for_everyone()  # before the first process clears the checkpoints away
+    logger.info("after: %s", _line(after))
+    if after[target] >= before[target]:
+        logger.warning("%s got no better: %.4f -> %.4f bits per byte", target, before[target], after[target])
+    trained.eval()
+    result = TuneResult(trained, target, before, after, trainer.history(), trainer.best_step, parameters)
+    if keep and trainer.is_world_process_zero():
+        _save(trained, folder, whole=trained is model)
+        names = ("language", "before", "after", "best_step", "parameters", "history")
+        write_json(folder / HISTORY, {name: getattr(result, name) for name in names})
+        update_run(folder, status="done", before=before, after=after, best_step=result.best_step)
+        shutil.rmtree(folder / CHECKPOINTS)
+    return result
+
+
+def _with_adapter(model: nn.Module, neurons: NeuronSet | PeftConfig | None, force: bool) -> Any:
+    """The model as it will be trained: with an adapter, or with all its weights free."""
+    if neurons is None:
+        return model.requires_grad_(True)
+    from peft import get_peft_model
+
+    from babelscope.tuning.peft_method import NeuronAdapterConfig
+
+    if isinstance(neurons, NeuronSet):
+        neurons = NeuronAdapterConfig.from_neurons(neurons, force=force)
+    return get_peft_model(model, neurons)
+
+
+def _trained(neurons: NeuronSet | PeftConfig | None) -> Any:
+    """What is trained, for run.json."""
+    if neurons is None:
+        return "all weights"
+    if isinstance(neurons, NeuronSet):
+        return {"neurons": len(neurons), "digest": digest(sorted(neurons))}
+    return {"peft": str(neurons.peft_type), "digest": digest({k: str(v) for k, v in sorted(neurons.to_dict().items())})}
+
+
+def _save(trained: Any, folder: Path, *, whole: bool) -> None:
+    trained.save_pretrained(folder / (MODEL if whole else ADAPTER))
+
+
+def _finished(folder: Path, model: nn.Module, target: str) -> TuneResult:
+    """The result of a run that was finished before."""
+    record = read_json(folder / HISTORY)
+    trained: Any
+    if (folder / MODEL).exists():
+        trained = type(model).from_pretrained(folder / MODEL, dtype=next(model.parameters()).dtype).eval()  # type: ignore[attr-defined]
+    else:
+        from peft import PeftModel
+
+        import babelscope.tuning.peft_method  # noqa: F401 (registers the method)
+
+        trained = PeftModel.from_pretrained(model, folder / ADAPTER)
+    names = ("before", "after", "history", "best_step", "parameters")
+    return TuneResult(trained, target, **{name: record[name] for name in names})
+
+
+@contextmanager
+def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Path]:
+    """The run folder, locked by the first of several processes; or a temporary one."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    with ExitStack() as stack:
+        if run_dir is None:
+            if state.num_processes > 1:
+                raise ConfigError("several processes need one run folder to meet in. Give run_dir (--out).")
+            yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            return
+        folder = Path(run_dir).expanduser().resolve()
+        if state.is_main_process:
+            stack.enter_context(run_folder(folder, asked, about))
+        state.wait_for_everyone()
+        yield folder
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; the Trainer writes trainer_state.json last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _line(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items()) + " bits per byte"
+
+
+def _need_packages() -> None:
+    try:
+        import accelerate  # noqa: F401
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'tuning needs a package that can\'t be imported ({error}). Install it:\npip install "babelscope[tune]"'
+        ) from error

@@ -1,0 +1,75 @@
+"""Latent language: all beginnings of a word, by hand, from a model that really ends after each layer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import tiny
+from babelscope.errors import ConfigError, DataError
+from babelscope.lens import words
+from babelscope.lens.words import latent_language
+from builders import byte_llama, byte_tokenizer, letters
+
+
+def test_probability_of_all_beginnings():
+    model, tokenizer = tiny.tiny_model("llama"), letters()
+    prompts = ["la mer", "le", "maji ya kwanza"]
+    asked = {"fr": ["mer", "sel", "eau"], "sw": ["bahari", "chumvi", "maji"]}
+    found = latent_language(model, tokenizer, prompts, asked)
+    assert found.languages == ("fr", "sw")
+    for number, prompt in enumerate(prompts):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        for layers in range(3):
+            shorter = copy.deepcopy(model)
+            shorter.model.layers = shorter.model.layers[:layers]
+            with torch.no_grad():
+                chances = shorter(input_ids=ids, use_cache=False).logits[0, -1].softmax(0)
+            for column, language in enumerate(asked):
+                first = tokenizer.convert_tokens_to_ids(asked[language][number][0])  # letters: the only beginning
+                assert float(found.probability[number, layers, column]) == pytest.approx(
+                    float(chances[first]), abs=1e-6
+                )
+    assert found.shared.tolist() == [False, False, False]
+    torch.testing.assert_close(found.mean(), found.probability.mean(0))
+
+
+def test_beginnings_with_and_without_a_space_and_within_a_character():
+    spelled = [b"", b"f", b" f", b"fl", b"lo", b" fleur", b"fleurs", "花".encode()[:1], "花".encode(), b" ", b"F"]
+    assert words._beginnings(spelled, "fleur") == {1, 2, 3, 5}
+    assert words._beginnings(spelled, " 花") == {7, 8}
+
+
+def test_words_that_begin_alike_are_marked_and_left_out():
+    prompts, asked = ["a", "b"], {"fr": ["mer", "sel"], "en": ["milk", "door"]}
+    found = latent_language(tiny.tiny_model("llama"), letters(), prompts, asked)
+    assert found.shared.tolist() == [True, False]
+    torch.testing.assert_close(found.mean(), found.probability[1])
+    both = latent_language(tiny.tiny_model("llama"), letters(), ["a"], {"fr": ["mer"], "en": ["milk"]})
+    with pytest.raises(DataError, match="every prompt"):
+        both.mean()
+
+
+def test_batches_change_nothing():
+    prompts = ["la mer est la", "b", "fleur: 花", "x y"]
+    asked = {"zh": ["花", "海", "水", "山"], "en": ["flower", "sea", "water", "mountain"]}
+    model = byte_llama()
+    together = latent_language(model, byte_tokenizer(), prompts, asked)
+    alone = latent_language(model, byte_tokenizer(), prompts, asked, token_budget=1)
+    torch.testing.assert_close(together.probability, alone.probability, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "asked", "error", "message"),
+    [
+        (["a", "b"], {"fr": ["mer"]}, ConfigError, "each of 2 prompts, found 1 of fr"),
+        ([], {"fr": []}, ConfigError, "each of 0 prompts"),
+        (["a"], {"zh": ["花"]}, DataError, "no token of this tokenizer begins the word '花'"),
+        (["a"], {"xx": ["a"]}, ConfigError, "unknown language"),
+    ],
+)
+def test_errors(prompts, asked, error, message):
+    with pytest.raises(error, match=message):
+        latent_language(tiny.tiny_model("llama"), letters(), prompts, asked)
