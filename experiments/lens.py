@@ -1,17 +1,21 @@
 """The language lens on real text: is the vocabulary profile right, and what do the layers of a model speak?
 
-    python experiments/lens.py MODEL --corpora FOLDER --parallel fr=FILE --parallel zh=FILE ... --out O.json
+    python experiments/lens.py MODEL --corpus fr=CORPORA/fr.txt --held-out fr=PARALLEL/fr.txt ... --out O.json
+    python experiments/lens.py tinybabel --corpus fr=tinybabel:fr --held-out fr=tinybabel:fr:test ...
 
-Profile: built from FOLDER/LANGUAGE.txt for every language that is given in `--parallel`, whose lines are held out.
+Profile: built from the corpora, tested on the held-out texts.
 Right language of single lines, of windows of tokens and of single tokens, and the calibration error of the tokens'
 posteriors, at several sizes of corpus; beside it `lingua` on the same lines and tokens, choosing among the same
-languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; the pivot, if
-there is one; and the paper's way (identifier on the likeliest string, no final norm) beside ours.
+languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; English at its
+largest beside the prompt's language and its own shuffled control; the pivot, if there is one; and the paper's way
+(identifier on the likeliest string, no final norm) beside ours. For Tinybabel also words: from French, `pain`, to
+each other language, how likely each layer finds the word in that language, in English and in French.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -21,17 +25,22 @@ from typing import Any
 import torch
 
 import babelscope as bs
+from babelscope import tinybabel
+from babelscope.corpora.sources import open_corpus
+from babelscope.errors import DataError
 from babelscope.lens.identify import identifier
 from babelscope.lens.tokens import token_bytes, token_text
 from babelscope.lens.vocabulary import calibration_error
+from babelscope.tinybabel.grammar import grammar
 
 
 def main() -> None:
     """Prints the tables; `--out` keeps them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--corpora", type=Path, required=True, help="a folder with LANGUAGE.txt")
-    parser.add_argument("--parallel", action="append", required=True, metavar="LANGUAGE=FILE")
+    parser.add_argument("--corpus", action="append", required=True, metavar="LANGUAGE=SOURCE")
+    parser.add_argument("--held-out", action="append", required=True, metavar="LANGUAGE=SOURCE")
+    parser.add_argument("--held-out-texts", type=int, default=None, help="texts per language that test the profile")
     parser.add_argument("--sizes", default="100,1000,all", help="documents of each corpus for the profile")
     parser.add_argument("--lingua-lines", type=int, default=200, help="lines per language that lingua sees")
     parser.add_argument("--prompts", type=int, default=100, help="lines per language that the model reads")
@@ -39,12 +48,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    paths = dict(item.split("=", 1) for item in options.parallel)
+    corpora = dict(each.split("=", 1) for each in options.corpus)
     lines = {
-        code: [line for line in Path(path).read_text("utf-8").split("\n") if line.strip()]
-        for code, path in paths.items()
+        code: [each.text for each in itertools.islice(open_corpus(source), options.held_out_texts)]
+        for code, source in (each.split("=", 1) for each in options.held_out)
     }
-    corpora = {code: options.corpora / f"{code}.txt" for code in paths}
     model, tokenizer = bs.load_model(options.model)
     record: dict[str, Any] = {"profile": {}, "lines": {code: len(each) for code, each in lines.items()}}
     print(f"{'profile':<16}{'lines':>8}{'lowest':>10}{'windows':>9}{'tokens':>8}{'ECE':>8}{'unknown':>9}{'seconds':>9}")
@@ -79,6 +87,8 @@ def main() -> None:
             new_tokens=options.new_tokens, **settings,
         )  # fmt: skip
         record["lens"][name] = show(name, curve)
+    if options.model == tinybabel.NAME:
+        record["words"] = words(model, tokenizer)
     if options.out:
         options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -130,14 +140,77 @@ def show(name: str, curve: Any) -> dict[str, Any]:
         print(f"  {code:<4}" + " ".join(f"{cell:>15}" for cell in cells))
     print("  bits of entropy ", [round(float(value), 2) for value in curve.entropy.mean(0)])
     print("  agreement       ", [round(float(value), 2) for value in curve.agreement.mean(0)])
+    english = (
+        {}
+        if curve.control is None
+        else {code: largest(curve, code) for code in dict.fromkeys(curve.prompt_languages) if code != "en"}
+    )
+    for code, found in english.items():
+        print(f"  {code:<4}" + ", ".join(f"{each} {value}" for each, value in found.items()))
     stages = [*curve.stages(pivot="en"), *curve.stages()]
     for stage in dict.fromkeys(map(str, stages)):
         print("  " + stage)
     return {
         "languages": [*curve.languages, "unknown"],
         "mass": {code: curve.of(code).tolist() for code in dict.fromkeys(curve.prompt_languages)},
+        "english": english,
         "stages": [str(stage) for stage in stages],
     }
+
+
+def largest(curve: Any, code: str) -> dict[str, Any]:
+    """English in the layer behind the embeddings where it has most, less the prompt's language, less its own control.
+
+    With 95 % bootstrap intervals over prompts.
+    """
+    chosen = [place for place, each in enumerate(curve.prompt_languages) if each == code]
+    english, own = curve.languages.index("en"), curve.languages.index(code)
+    masses, control = curve.masses[chosen].double(), curve.control[chosen].double()
+    layer = 1 + int(masses[:, 1:-1, english].mean(0).argmax())
+    draw = torch.randint(len(chosen), (1000, len(chosen)), generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = {"layer": layer, "English": round(float(masses[:, layer, english].mean()), 3)}
+    for name, other in (("less own", masses[:, layer, own]), ("less control", control[:, layer, english])):
+        lead = masses[:, layer, english] - other
+        low, high = torch.quantile(lead[draw].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        found[name] = [round(value, 3) for value in (float(lead.mean()), low, high)]
+    return found
+
+
+def words(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Words of Tinybabel from French to each other language, after four examples: its word, the English, the French."""
+    found: dict[str, Any] = {}
+    listed = {
+        code: [
+            word.rendered["base"]
+            for kind in ("food", "animal", "object")
+            for word in grammar(code).words[kind].values()
+        ]
+        for code in tinybabel.LANGUAGES
+    }
+    print("\nwords from French: the right word in the target language / English / French by layer")
+    for code in tinybabel.LANGUAGES:
+        if code in ("en", "fr"):
+            continue
+        kept: dict[str, list[str]] = {each: [] for each in (code, "en", "fr")}
+        prompts = []
+        pairs = list(zip(listed["fr"], listed[code], strict=True))
+        for place in range(4, len(pairs)):
+            shown = "".join(f"{a} - {b}\n" for a, b in pairs[place - 4 : place])
+            prompt = f"{shown}{pairs[place][0]} -"
+            try:
+                bs.latent_language(model, tokenizer, [prompt], {each: [listed[each][place]] for each in kept})
+            except DataError:
+                continue  # no token begins the word
+            prompts.append(prompt)
+            for each, chosen in kept.items():
+                chosen.append(listed[each][place])
+        latent = bs.latent_language(model, tokenizer, prompts, kept)
+        print(
+            f"  {code} ({len(prompts)} words, {int(latent.shared.sum())} shared) "
+            + " ".join("/".join(f"{value:.3f}" for value in row) for row in latent.mean().tolist())
+        )
+        found[code] = {"words": len(prompts), "shared": int(latent.shared.sum()), "mean": latent.mean().tolist()}
+    return found
 
 
 if __name__ == "__main__":

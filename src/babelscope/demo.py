@@ -43,7 +43,7 @@ def demo(
     model, tokenizer = load_model(NAME, dtype="float32")
     report(f"1/3 detect: every neuron scored on {documents} documents in each of {len(LANGUAGES)} languages")
     corpora = {code: f"{NAME}:{code}" for code in LANGUAGES}
-    atlas = detect(model, tokenizer, corpora, documents=documents, kernel="eager", run_dir=out / "detection")
+    atlas = detect(model, tokenizer, corpora, documents=documents, run_dir=out / "detection")
     report(f"2/3 select: {BUDGET:.0%} of all neurons for each language")
     sets = {
         rule: {code: atlas.select(code, budget=BUDGET, **options) for code in LANGUAGES}

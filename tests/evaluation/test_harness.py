@@ -252,6 +252,27 @@ def test_an_answer_ends_by_a_stop_or_not_at_all(world, stop, endless):
     assert lm.endless["t"] == endless
 
 
+def test_an_answer_that_ended_is_not_endless_because_its_neighbour_is(world):
+    from lm_eval.api.instance import Instance
+
+    def ask(prompts: list[str], stop: str) -> tuple[list[str], int]:
+        lm = EditedLM(world.model, world.tokenizer, batch_size=len(prompts))
+        said = lm.generate_until([_request(Instance, prompt, stop) for prompt in prompts], disable_tqdm=True)
+        return said, lm.endless["t"]
+
+    prompts = ["abc", "lemon", "an old house", "12 + 7", "Zug!", "~~~~"]
+    said = {prompt: ask([prompt], "\x00")[0][0] for prompt in prompts}
+    one, other, stop = next(
+        (one, other, letter)
+        for one in prompts
+        for other in prompts
+        for letter in said[one]
+        if letter.isascii() and letter not in said[other]
+    )
+    assert ask([other], stop)[1] == 1
+    assert ask([one, other], stop) == ([said[one].split(stop)[0], said[other]], 1)
+
+
 def _request(instance: Any, prompt: str, stop: str) -> Any:
     kwargs = {"until": [stop], "max_gen_toks": 8, "do_sample": False}
     return instance("generate_until", {}, (prompt, kwargs), 0, metadata=("t", 0, 1))
@@ -305,9 +326,10 @@ def test_answers_are_kept_as_they_are(tmp_path):
 # The command
 
 
-def test_the_command_is_the_function(world, tmp_path, capsys):
+def test_the_command_is_the_function(world, tmp_path, capsys, monkeypatch):
     from babelscope import cli
 
+    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex._iter_yaml_files", lambda _: [])
     model, neurons = world.folder / "model", world.folder / "fr.safetensors"
     words = f"evaluate {model} --tasks {CHOICE},{SPAN} --languages fr --neurons {neurons} --op scale --factor -3"
     words += f" --limit 3 --batch-size 2 --out {tmp_path / 'run'}"
@@ -321,3 +343,25 @@ def test_the_command_is_the_function(world, tmp_path, capsys):
     assert all(text in drawn for text in ("scale of NeuronSet", "fr French", "exact_match", str(tmp_path / "run")))
     assert cli.main([*words.replace(CHOICE, "tinybabel_knowlege").split()]) == 1
     assert "did you mean tinybabel_knowledge" in capsys.readouterr().err
+
+
+def test_tasks_of_the_harness_work_with_an_edit_too(world, tmp_path, monkeypatch):
+    docs = [{"q": "abc", "choices": ["x", "yz"], "gold": 0}, {"q": "lemon", "choices": ["z", "rain"], "gold": 1}]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+    toy = {
+        "task": "toy", "dataset_path": "json", "test_split": "train", "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": str(tmp_path / "docs.jsonl"), "cache_dir": str(tmp_path / "cache")},
+        "doc_to_text": "{{q}}", "doc_to_target": "{{gold}}", "doc_to_choice": "{{choices}}",
+    }  # fmt: skip
+    (tmp_path / "toy.yaml").write_text(json.dumps(toy), encoding="utf-8")
+    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex._iter_yaml_files", lambda _: [tmp_path / "toy.yaml"])
+    found = evaluate(world.model, world.tokenizer, ["toy"], neurons=world.neurons)
+    samples = found.results["samples"]["toy"]
+    with zeroed_by_hand(world.model, world.neurons):
+        for sample in samples:
+            likelihoods = [by_hand(world, *request) for request in sample["arguments"]]
+            assert [answer[0][0] for answer in sample["resps"]] == pytest.approx(likelihoods, rel=1e-4)
+    score = found.score("toy", "", "acc")
+    assert score.items == tuple(sample["acc"] for sample in samples)
+    with pytest.raises(ConfigError, match=r"unknown task 'toi'.*lm_eval ls tasks"):
+        evaluate(world.model, world.tokenizer, ["toi"])

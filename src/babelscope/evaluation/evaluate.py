@@ -149,7 +149,7 @@ def evaluate(
         "data": None if data is None else str(Path(data).absolute()),
         "model": intact_fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "neurons": _digest(neurons),
+        "neurons": neurons_digest(neurons),
         "edit": {"op": op, "factor": factor, "value": value} if neurons else None,
         "batch_size": batch_size,
         "chat_template": chat_template,
@@ -286,7 +286,8 @@ def _dumps(content: Any) -> str:
     return json.dumps(content, default=handle_non_serializable, ensure_ascii=False)
 
 
-def _digest(neurons: NeuronSet | None) -> str | None:
+def neurons_digest(neurons: NeuronSet | None) -> str | None:
+    """A short hash of which units a set holds; None for no set."""
     if not neurons:
         return None
     return digest({slot: [units.tolist() for units in layers] for slot, layers in neurons.indices.items()})

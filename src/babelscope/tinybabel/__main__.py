@@ -47,8 +47,8 @@ def _samples(count: int) -> Iterator[str]:
     for code in LANGUAGES[1:]:
         yield f"## {get_language(code).name}\n"
         rng = Random(f"{SEED}:samples:{code}")
-        drawn = rng.sample(relations, min(count, len(relations))) + rng.choices(relations, k=max(0, count - len(relations)))
-        for relation in drawn:
+        more = rng.choices(relations, k=max(0, count - len(relations)))
+        for relation in rng.sample(relations, min(count, len(relations))) + more:
             line = Line(fact(relation, rng), pick(("say", "say", "summary") if relation in NEWS else ("say",), rng))
             yield f"- {say(grammar(code), line, rng).text}  \n  _{say(grammar('en'), line, rng).text}_"
         yield ""
