@@ -8,8 +8,9 @@ Right language of single lines, of windows of tokens and of single tokens, and t
 posteriors, at several sizes of corpus; beside it `lingua` on the same lines and tokens, choosing among the same
 languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; English at its
 largest beside the prompt's language and its own shuffled control; the pivot, if there is one; and the paper's way
-(identifier on the likeliest string, no final norm) beside ours. For Tinybabel also words: from French, `pain`, to
-each other language, how likely each layer finds the word in that language, in English and in French.
+(identifier on the likeliest string, no final norm) beside ours. For Tinybabel also words: a
+French sentence and its translation up to a noun; how likely each layer finds the noun in that language, in English and
+in French.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import random
 import time
 from pathlib import Path
 from statistics import mean
@@ -27,11 +29,15 @@ import torch
 import babelscope as bs
 from babelscope import tinybabel
 from babelscope.corpora.sources import open_corpus
-from babelscope.errors import DataError
 from babelscope.lens.identify import identifier
 from babelscope.lens.tokens import token_bytes, token_text
 from babelscope.lens.vocabulary import calibration_error
-from babelscope.tinybabel.grammar import grammar
+from babelscope.lens.words import latent_language
+from babelscope.tinybabel.grammar import LANGUAGES, grammar
+from babelscope.tinybabel.texts import tell
+from babelscope.tinybabel.world import fact
+
+RELATIONS = (("likes", "food"), ("speaks", "tongue"))
 
 
 def main() -> None:
@@ -176,40 +182,38 @@ def largest(curve: Any, code: str) -> dict[str, Any]:
     return found
 
 
-def words(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Words of Tinybabel from French to each other language, after four examples: its word, the English, the French."""
+def words(model: Any, tokenizer: Any, count: int = 60) -> dict[str, Any]:
+    """A French sentence of Tinybabel, then its translation up to the word: is that word on its way in English first?"""
     found: dict[str, Any] = {}
-    listed = {
-        code: [
-            word.rendered["base"]
-            for kind in ("food", "animal", "object")
-            for word in grammar(code).words[kind].values()
-        ]
-        for code in tinybabel.LANGUAGES
-    }
-    print("\nwords from French: the right word in the target language / English / French by layer")
-    for code in tinybabel.LANGUAGES:
+    print("\nwords, French to ...: probability in the target language/English/French by layer; English on its largest")
+    for code in LANGUAGES:
         if code in ("en", "fr"):
             continue
+        rng, prompts = random.Random(0), []
         kept: dict[str, list[str]] = {each: [] for each in (code, "en", "fr")}
-        prompts = []
-        pairs = list(zip(listed["fr"], listed[code], strict=True))
-        for place in range(4, len(pairs)):
-            shown = "".join(f"{a} - {b}\n" for a, b in pairs[place - 4 : place])
-            prompt = f"{shown}{pairs[place][0]} -"
-            try:
-                bs.latent_language(model, tokenizer, [prompt], {each: [listed[each][place]] for each in kept})
-            except DataError:
-                continue  # no token begins the word
+        while len(prompts) < count:
+            relation, slot = rng.choice(RELATIONS)
+            stated = fact(relation, rng)
+            told = {each: tell(grammar(each), stated, grammar(each).relations[relation]["say"][0]) for each in kept}
+            spans = {each: next(span for span in told[each].spans if span.slot == slot) for each in kept}
+            prompt = f"{told['fr'].text}\n{told[code].text[: spans[code].start].rstrip()}"
+            spoken = {each: told[each].text[spans[each].start : spans[each].end] for each in kept}
             prompts.append(prompt)
-            for each, chosen in kept.items():
-                chosen.append(listed[each][place])
-        latent = bs.latent_language(model, tokenizer, prompts, kept)
+            for each, word in spoken.items():
+                kept[each].append(word)
+        latent = latent_language(model, tokenizer, prompts, kept)
+        sure = latent.probability[~latent.shared]
+        mean_LC = sure.mean(0)
+        layer = int(mean_LC[:-1, 1].argmax())
+        draw = torch.randint(len(sure), (1000, len(sure)), generator=torch.Generator().manual_seed(0))
+        lead = (sure[:, layer, 1] - sure[:, layer, 0])[draw].mean(1)
+        ends = [round(float(value), 3) for value in torch.quantile(lead, torch.tensor([0.025, 0.975]))]
         print(
-            f"  {code} ({len(prompts)} words, {int(latent.shared.sum())} shared) "
-            + " ".join("/".join(f"{value:.3f}" for value in row) for row in latent.mean().tolist())
+            f"  {code} ({len(sure)} prompts) "
+            + " ".join("/".join(f"{value:.3f}" for value in row) for row in mean_LC.tolist())
+            + f"; English less target in layer {layer}: {ends}"
         )
-        found[code] = {"words": len(prompts), "shared": int(latent.shared.sum()), "mean": latent.mean().tolist()}
+        found[code] = {"prompts": len(sure), "mean": mean_LC.tolist(), "layer": layer, "English less target": ends}
     return found
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import babelscope as bs
-from babelscope import cli
+from babelscope import cli, demo
 from babelscope.detection import detect as detection
 from builders import byte_llama, byte_tokenizer
 
@@ -35,6 +35,9 @@ SENTENCES = {
     "zh": "夏天 漫长 的 傍晚 孩子们 在 老 房子 前面 的 河边 玩耍 直到 天黑 才 回家",
 }
 """Words to make documents of."""
+
+
+short_demo = demo.demo
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -75,6 +78,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         # Both kernels are held to be equal elsewhere; for a thousand documents it would compile.
         patch.setattr(detection, "choose_kernel", lambda requested, elements: "eager")
+        patch.setattr(
+            demo, "demo", lambda out, documents, report: short_demo(out, documents=3, texts=2, draws=2, report=report)
+        )
         yield folder
 
 
@@ -91,7 +97,7 @@ def started(place: Path) -> list[list[str]]:
 
 
 def test_shell_commands_run(started: list[list[str]], place: Path) -> None:
-    assert [words[1] for words in started] == ["detect", "select", "show"]
+    assert [words[1] for words in started] == ["demo", "detect", "select", "show"]
     assert len(bs.NeuronSet.load(place / "runs" / "first" / "neurons" / "fr.safetensors")) > 0
 
 

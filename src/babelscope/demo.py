@@ -24,7 +24,7 @@ RULES: dict[str, dict[str, Any]] = {"contrast (default)": {}, "minimum (the pape
 
 
 def demo(
-    out: Path, *, documents: int = 150, texts: int = 30, draws: int = 3, report: Callable[[str], None]
+    out: Path, *, documents: int = 150, texts: int = 15, draws: int = 3, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Runs detection, selection and a short ablation on Tinybabel's ten languages.
 

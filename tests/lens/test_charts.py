@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 
+from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.lens import charts
 from babelscope.lens.curve import UNKNOWN, LanguageCurve, TokenGrid
@@ -131,6 +133,21 @@ def test_page(curve, tmp_path):
     assert directions == ["rtl", "ltr"]
     assert "vegaEmbed" in text
     assert len(text) > 500_000, "the scripts are inside"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/somewhere/private/mine-8m", "layer of mine-8m speak"),
+        ("org/model", "layer of org/model speak"),
+        (str(tinybabel.MODEL), "layer of tinybabel speak"),
+    ],
+)
+def test_page_names_the_model_without_its_folder(curve, tmp_path, name, shown):
+    write_page(replace(curve, about={"model": {"name": name}}), tmp_path / "lens.html")
+    text = (tmp_path / "lens.html").read_text(encoding="utf-8").rpartition("</script>")[2]
+    assert shown in text
+    assert "private" not in text
 
 
 @pytest.mark.parametrize("module", ["altair", "vl_convert"])

@@ -86,7 +86,7 @@ def test_it_reads_calculates_and_sums_up(tinybabel, code):
 
 def test_neurons_of_a_language_are_its_own(tinybabel, tmp_path):
     codes = ("en", "zh", "ar")
-    atlas = bs.detect(*tinybabel, {code: f"tinybabel:{code}" for code in codes}, documents=40, kernel="eager")
+    atlas = bs.detect(*tinybabel, {code: f"tinybabel:{code}" for code in codes}, documents=40, slots=("v", "o", "ffn"))
     sets = {code: atlas.select(code) for code in codes}
     sets["random"] = sets["zh"].random_like(seed=0)
     held = {code: [document(code, "test", index) for index in range(8)] for code in codes}

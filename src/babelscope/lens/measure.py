@@ -100,6 +100,7 @@ def language_lens(
     texts = [token_text(each) for each in token_bytes(tokenizer)]
     reader = _Reader(unembedding, profile, _names(tokenizer, texts), final_norm, identifier, top_k, seed)
     rows: list[_Prompt] = []
+    prompt_languages: list[str] = []
     for language, corpus in opened.items():
         sample, _ = sample_documents(
             corpus, tokenizer, documents=documents, max_tokens=max_tokens, min_tokens=1, seed=seed
@@ -110,11 +111,11 @@ def language_lens(
             if new_tokens:
                 batch, chosen = _continued(unembedding.model, tokenizer, batch, new_tokens)
             kept = batch.position < grids
-            for position, prompt in zip(batch.position.tolist(), reader.read(batch, chosen, kept), strict=True):
-                found[position] = prompt.named(language)
+            found |= zip(batch.position.tolist(), reader.read(batch, chosen, kept, language), strict=True)
             if progress is not None:
                 progress(len(batch))
         rows += [found[position] for position in sorted(found)]
+        prompt_languages += [language] * len(found)
     settings = {
         "final_norm": final_norm, "identifier": identifier, "max_tokens": max_tokens, "new_tokens": new_tokens,
         "documents": documents, "seed": seed,
@@ -129,7 +130,7 @@ def language_lens(
     columns = len(profile.languages) + 1
     return LanguageCurve(
         profile.languages,
-        tuple(row.language for row in rows),
+        tuple(prompt_languages),
         masses[..., :columns].contiguous(),
         torch.stack([row.entropy for row in rows]),
         torch.stack([row.agreement for row in rows]),
@@ -148,11 +149,6 @@ class _Prompt:
     agreement: Tensor
     """[L + 1]"""
     grid: TokenGrid | None = None
-    language: str = ANY
-
-    def named(self, language: str) -> _Prompt:
-        grid = None if self.grid is None else TokenGrid(**{**vars(self.grid), "prompt_language": language})
-        return _Prompt(self.mass, self.entropy, self.agreement, grid, language)
 
 
 class _Reader:
@@ -185,7 +181,7 @@ class _Reader:
             self.table = self.posterior[:, -1:]  # entropy and the likeliest tokens are all that is needed
         self.table = self.table.to(unembedding.device)
 
-    def read(self, batch: Batch, chosen_BT: Tensor, kept_B: Tensor) -> list[_Prompt]:
+    def read(self, batch: Batch, chosen_BT: Tensor, kept_B: Tensor, language: str) -> list[_Prompt]:
         """A `_Prompt` for each row of a batch."""
         row_N = chosen_BT.nonzero()[:, 0]
         shown_N = kept_B[row_N]
@@ -217,7 +213,7 @@ class _Reader:
             if bool(kept_B[row]):
                 at = row_N[shown_N] == row
                 ids = batch.input_ids[row][chosen_BT[row]]
-                prompt.grid = self._grid(ids, [(top[at], chance[at]) for top, chance in tops])
+                prompt.grid = self._grid(language, ids, [(top[at], chance[at]) for top, chance in tops])
             prompts.append(prompt)
         return prompts
 
@@ -232,7 +228,7 @@ class _Reader:
         found = self.identify(self.texts[token]) if token < len(self.texts) else ""
         return self.languages.index(found) if found else len(self.languages)
 
-    def _grid(self, ids_T: Tensor, tops: list[tuple[Tensor, Tensor]]) -> TokenGrid:
+    def _grid(self, language: str, ids_T: Tensor, tops: list[tuple[Tensor, Tensor]]) -> TokenGrid:
         def text(token: int) -> str:
             return self.texts[token] if token < len(self.texts) else ""
 
@@ -245,7 +241,7 @@ class _Reader:
             return (*self.languages, "")[column]
 
         return TokenGrid(
-            "",
+            language,
             [text(token) for token in ids_T.tolist()],
             [[[text(token) for token in place] for place in ids.tolist()] for ids, _ in tops],
             [chances.double().tolist() for _, chances in tops],

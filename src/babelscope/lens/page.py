@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from babelscope import tinybabel
 from babelscope.languages import get_language
 from babelscope.lens import charts
 from babelscope.lens.curve import ANY, UNKNOWN
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _STYLE = """
 body { font: 15px/1.5 system-ui, "Noto Sans", sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
        color: #222; background: #fff; }
-h1, h2, h3 { line-height: 1.2; }
+h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table.tokens { border-collapse: collapse; font-size: 12px; }
 table.tokens td, table.tokens th { border: 1px solid #fff; padding: 1px 5px; white-space: pre; text-align: center;
@@ -35,25 +36,29 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
     """
     scripts = charts.vl_convert().javascript_bundle()
     specs = {"area": charts.stacked_area(curve).to_dict(), "heat": charts.heat_map(curve).to_dict()}
-    model = str(dict(curve.about.get("model") or {}).get("name", "a model"))
+    name = str(dict(curve.about.get("model") or {}).get("name", "a model"))
+    model = Path(name).name if Path(name).is_absolute() else name
+    model = tinybabel.NAME if name == str(tinybabel.MODEL) else model
     parts = [
         f"<h1>Which language does each layer of {escape(model)} speak?</h1>",
         "<p>Every layer's hidden states are decoded to the vocabulary; the mass of a language is the probability of "
         "its tokens, each token shared out among the languages of the texts it occurs in. Grey is what says nothing "
         "about a language: digits, punctuation, parts of characters, and tokens too rare to tell.</p>",
+        _key(curve),
         '<h2>Mass by layer</h2><div class="scroll" id="area"></div>',
         '<h2>The same as a map</h2><div class="scroll" id="heat"></div>',
         "<h2>Where one language gives way to another</h2>",
         _stages(curve),
     ]
     if curve.grids:
-        parts += ["<h2>What single prompts become</h2>", _key(curve)]
+        parts.append("<h2>What single prompts become</h2>")
         parts += [_tokens(curve, grid) for grid in curve.grids]
     # "<" would end the script element early in </script>; as an escape it is the same JSON.
     data = json.dumps(specs, ensure_ascii=False).replace("<", "\\u003c")
     embed = f"const specs = {data};\nfor (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec);"
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Language lens: {escape(model)}</title>\n"
         f'<style>{_STYLE}</style>\n<script type="module">{scripts}\n{embed}</script></head>\n<body>\n'
         + "\n".join(parts)
@@ -66,6 +71,8 @@ def _stages(curve: LanguageCurve) -> str:
     found = curve.stages()
     if not found:
         return "<p>The prompts came without a language of the profile, so no stages can be suggested.</p>"
+    if all(each.pivot is None for each in found):
+        return "<p>Nowhere: in no language of the prompts does another language lead in between.</p>"
     return "<ul>" + "".join(f"<li>{escape(str(each))}</li>" for each in found) + "</ul>"
 
 

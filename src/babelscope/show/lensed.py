@@ -43,8 +43,11 @@ def draw_lens(content: Mapping[str, Any], screen: Screen) -> list[str]:
     lines += screen.table(("prompts in", "number", *(f"layer {layer}" for layer in shown)), rows)
     if content["stages"]:
         lines += ["", *screen.heading("Where one language gives way to another")]
-        for stage in content["stages"]:
-            lines += ["  " + line for line in wrapped(stage["text"], screen.width - 2)]
+        texts = [stage["text"] for stage in content["stages"]]
+        if not any(stage["pivot"] for stage in content["stages"]):
+            texts = ["no pivot: in no language of the prompts does another language lead in between"]
+        for text in texts:
+            lines += ["  " + line for line in wrapped(text, screen.width - 2)]
     memory = ", ".join(f"{human_bytes(count)} {where}" for where, count in content["peak_memory"].items())
     return [*lines, "", *screen.fields([("files", " ".join(content["files"])), ("peak memory", memory)])]
 
