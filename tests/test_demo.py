@@ -10,7 +10,6 @@ from babelscope import cli, demo
 from babelscope.detection import detect as detection
 from babelscope.tinybabel.grammar import LANGUAGES
 
-
 short_demo = demo.demo
 
 
