@@ -148,7 +148,7 @@ def test_export_of_a_mean_for_a_screen(capsys: pytest.CaptureFixture[str], place
     words = ["--op", "mean", "--reference", place.atlas, "--structure", "ffn", "--out", tmp_path / "out"]
     code, out, err = run(capsys, "export", place.model, "--neurons", place.fr, *words)
     assert (code, err) == (0, "")
-    assert f"Exported to {tmp_path / 'out'}" in " ".join(out.split())  # a long path is on a line of its own
+    assert f"Exportedto{tmp_path / 'out'}" in "".join(out.split())  # a long path is broken
     assert "mlp_bias" in out
     assert "attention_bias" not in out
 
