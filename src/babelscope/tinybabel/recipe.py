@@ -259,7 +259,8 @@ def _train(folder: Path, recipe: Recipe, device: str, report: Callable[[str], No
 
 def _optimizers(model: Any, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the embeddings and the norms."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "embed_tokens" not in name else others).append(parameter)
     return [
