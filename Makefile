@@ -11,7 +11,7 @@ TEST_ARGS  ?= -n 2
 BENCHMARKS ?= benchmarks/detect.py benchmarks/edits.py benchmarks/lens.py benchmarks/tune.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check lint format-check types imports format bench demo clean
+.PHONY: help setup test check lint format-check types imports format bench demo docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,11 @@ format: setup  ## mend what ruff can mend, then format
 bench: setup  ## time and memory beside a plain forward pass
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
-demo: setup  ## detect, select and switch off the languages of the embedded model; the summary ends with its folder
+demo: setup  ## the quick study of the embedded model, offline; it ends with the path of the report
 	HF_HUB_OFFLINE=1 $(BIN)/babelscope demo --out runs/demo
+
+docs: setup  ## the guide and the reference, into build/site; fails on a dead link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

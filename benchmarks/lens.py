@@ -1,13 +1,14 @@
-"""The language lens beside a plain forward pass: time and peak memory, as ratios in one run.
+"""The language lens beside a plain forward pass that decodes every layer: time and peak memory, as ratios in one run.
 
-    python benchmarks/lens.py                    the shape of Qwen2.5-0.5B, random weights, CPU or GPU
-    python benchmarks/lens.py --layers 4         a cut model, for a quick look
+    python benchmarks/lens.py                              three shapes, random weights, CPU or GPU
+    python benchmarks/lens.py --shapes Qwen2.5-0.5B --layers 24
 
 Time, on one batch: the forward pass with the model's own logits (`plain`); the same with every layer's states through
 final norm and unembedding, a chunk at a time, and nothing done with the logits (`all layers`); and the lens, which
-decodes every layer too and reads language mass, entropy and likeliest tokens from them, the shuffled control included.
-The three alternate within each repeat, and each ratio is the median over repeats of the ratio within a repeat. Memory:
-peak resident set (host) or peak allocation (GPU) of a process that does only that.
+reads language mass, entropy and likeliest tokens from them, the shuffled control included (`lens`; the goal is at most
+1.5 times `all layers`). The three alternate within each repeat, and each ratio is the median over repeats of the ratio
+within a repeat. On a CPU seconds are those of the processor, which other processes disturb less. Memory: peak resident
+set (host) or peak allocation (GPU) of a process that does only that, for the first shape.
 """
 
 from __future__ import annotations
@@ -17,76 +18,106 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from babelscope.lens.decode import LayerStates, Unembedding, read_layer
-from detect import _batch, _forget_peak, _machine, _model, _plain, _seconds
+from babelscope.lens.decode import Unembedding, read_layer
+from detect import _forget_peak, _machine, _plain
 
 LANGUAGES = 11
 WAYS = ("plain", "all layers", "lens")
+SHAPES = {
+    "Qwen2.5-0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+                     "num_key_value_heads": 2, "vocab_size": 151936, "num_hidden_layers": 4},
+    "8M, 8 thousand tokens": {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8,
+                              "num_key_value_heads": 4, "vocab_size": 8192, "num_hidden_layers": 8},
+    "Tinybabel": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8,
+                  "num_key_value_heads": 2, "vocab_size": 4096, "num_hidden_layers": 8},
+}  # fmt: skip
+"""Configurations of Qwen2; of the first only four of its 24 layers, each of which is decoded."""
 
 
 def main() -> None:
     """Runs the benchmark and prints a table; `--json FILE` keeps the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--layers", type=int, help="of every shape (its own)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=64, help="tokens per prompt")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--length", type=int, default=128, help="tokens per prompt")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(json.dumps({"peak": _peak(options)}))
+        print(_peak(options))
         return
-    record = {"machine": _machine(), "time": _times(options), "memory": _memory(options)}
-    machine, times, memory = record["machine"], record["time"], record["memory"]
-    print(
-        f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, batch {options.batch} x {options.length}; "
-        f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}"
-    )
-    print(f"\n{'':<12}{'time':>9}{'memory':>12}")
-    for way in WAYS:
-        print(f"{way:<12}{times['seconds'][way]:>8.2f}s{memory[way] / 2**30:>9.2f}GiB")
-    print(
-        f"lens: {times['over all layers']:.2f} of all layers' logits, {times['over plain']:.2f} of plain; "
-        f"memory {memory['lens'] / memory['plain']:.2f} of plain"
-    )
+    machine = _machine()
+    print(f"{options.dtype}, batch {options.batch} x {options.length}; {machine['gpu'] or machine['threads']}", end="")
+    print(f"{'' if machine['gpu'] else ' CPU threads'}; torch {machine['torch']}\n")
+    print(f"{'seconds':<24}{'plain':>9}{'all layers':>12}{'lens':>9}{'lens / all layers':>19}{'lens / plain':>14}")
+    record: dict[str, Any] = {"machine": machine, "time": {}}
+    for shape in options.shapes:
+        record["time"][shape] = found = _times(options, shape)
+        plain, layers, lens = (found["seconds"][way] for way in WAYS)
+        print(
+            f"{shape:<24}{plain:>9.3f}{layers:>12.3f}{lens:>9.3f}{found['over all layers']:>19.2f}"
+            f"{found['over plain']:>14.2f}"
+        )
+    record["memory"] = memory = _memory(options)
+    print(f"\npeak memory, {options.shapes[0]}: " + ", ".join(f"{way} {memory[way] / 2**30:.2f} GiB" for way in WAYS))
     if options.json:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _ways(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Callable[[], None]]:
+def _ways(options: argparse.Namespace, shape: str) -> dict[str, Callable[[], None]]:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes = {**SHAPES[shape], **({"num_hidden_layers": options.layers} if options.layers else {})}
+    torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True)).eval()
+    torch.set_default_dtype(torch.float32)
+    ids = torch.randint(0, sizes["vocab_size"], (options.batch, options.length))
+    mask, none = torch.ones_like(ids), torch.zeros(ids.numel(), dtype=torch.bool)
     unembedding = Unembedding(model)
-    rows = torch.rand(unembedding.vocabulary, LANGUAGES + 1, generator=torch.Generator().manual_seed(2))
-    posterior = rows / rows.sum(1, keepdim=True)
+    posterior = torch.rand(unembedding.vocabulary, LANGUAGES + 1)
+    posterior /= posterior.sum(1, keepdim=True)
     table = torch.cat([posterior, posterior.flip(0)], 1).to(unembedding.device)
 
     def decode(layer: int, states: torch.Tensor) -> None:
-        for _ in unembedding.chunks(states):
+        for _ in unembedding.chunks(layer, states):
             pass
 
     def read(layer: int, states: torch.Tensor) -> None:
-        read_layer(unembedding, layer, states, table)
-
-    def run(visit: Callable[[int, torch.Tensor], None]) -> None:
-        with LayerStates(unembedding, visit) as states, torch.no_grad():
-            states.run(ids, mask, mask)
+        read_layer(unembedding, layer, states, table, none)
 
     return {
         "plain": lambda: _plain(model, ids, mask, logits=True),
-        "all layers": lambda: run(decode),
-        "lens": lambda: run(read),
+        "all layers": lambda: unembedding.run(ids, mask, mask, decode) and None,
+        "lens": lambda: unembedding.run(ids, mask, mask, read) and None,
     }
 
 
-def _times(options: argparse.Namespace) -> dict[str, Any]:
-    calls = _ways(_model(options), *_batch(options, options.length))
+def _seconds(call: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def _times(options: argparse.Namespace, shape: str) -> dict[str, Any]:
+    calls = _ways(options, shape)
     for call in calls.values():
         call()
     rounds = [{way: _seconds(call) for way, call in calls.items()} for _ in range(options.repeats)]
@@ -100,15 +131,16 @@ def _times(options: argparse.Namespace) -> dict[str, Any]:
 def _memory(options: argparse.Namespace) -> dict[str, int]:
     found = {}
     for way in WAYS:
-        command = [sys.executable, __file__, "--memory-of", way, "--layers", str(options.layers)]
+        command = [sys.executable, __file__, "--memory-of", way, "--shapes", options.shapes[0]]
         command += ["--batch", str(options.batch), "--length", str(options.length), "--dtype", options.dtype]
+        command += ["--layers", str(options.layers)] if options.layers else []
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[way] = int(json.loads(output.strip().splitlines()[-1])["peak"])
+        found[way] = int(output.split()[-1])
     return found
 
 
 def _peak(options: argparse.Namespace) -> int:
-    call = _ways(_model(options), *_batch(options, options.length))[options.memory_of]
+    call = _ways(options, options.shapes[0])[options.memory_of]
     _forget_peak()
     call()
     if torch.cuda.is_available():

@@ -5,7 +5,7 @@
 
 Profile: built from the corpora, tested on the held-out texts.
 Right language of single lines, of windows of tokens and of single tokens, and the calibration error of the tokens'
-posteriors, at several sizes of corpus; beside it `lingua` on the same lines and tokens, choosing among the same
+posteriors, at several sizes of corpus; the last beside `lingua` on the same lines and tokens, choosing among the same
 languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; English at its
 largest beside the prompt's language and its own shuffled control; the pivot, if there is one; and the paper's way
 (identifier on the likeliest string, no final norm) beside ours. For Tinybabel also words: a
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="append", required=True, metavar="LANGUAGE=SOURCE")
     parser.add_argument("--held-out-texts", type=int, default=None, help="texts per language that test the profile")
     parser.add_argument("--sizes", default="100,1000,all", help="documents of each corpus for the profile")
-    parser.add_argument("--lingua-lines", type=int, default=200, help="lines per language that lingua sees")
+    parser.add_argument("--no-lingua", action="store_true", help="neither in the table nor in the lens")
     parser.add_argument("--prompts", type=int, default=100, help="lines per language that the model reads")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--new-tokens", type=int, default=0)
@@ -75,16 +75,11 @@ def main() -> None:
             f"{mean(found.window_accuracy.values()):>9.3f}{mean(found.token_accuracy.values()):>8.3f}"
             f"{found.calibration_error:>8.4f}{unknown:>9.3f}{seconds:>9.1f}"
         )
-    print("  by language:", {code: round(value, 4) for code, value in found.text_accuracy.items()})
-    if options.lingua_lines:
-        record["lingua"] = lingua(
-            tokenizer, profile, {code: each[: options.lingua_lines] for code, each in lines.items()}
-        )
-        print("  lingua:", {name: value for name, value in record["lingua"].items() if name != "text_accuracy"})
-        print("  by language:", record["lingua"]["text_accuracy"])
+    if not options.no_lingua:
+        record["lingua"] = beside(lingua(tokenizer, profile, lines), found)
     record["lens"] = {}
     ways: dict[str, dict[str, Any]] = {"profile": {}}
-    if options.lingua_lines:
+    if not options.no_lingua:
         ways["lingua"] = {"identifier": "lingua"}
         ways["lingua, no norm"] = {"identifier": "lingua", "final_norm": False}
     for name, settings in ways.items():
@@ -126,13 +121,26 @@ def lingua(tokenizer: Any, profile: bs.VocabularyProfile, lines: dict[str, list[
         named.append(len(answers) / len(ids))
         correct.append(mean(answer == code for answer in answers) if answers else 0.0)
     return {
-        "text_accuracy": {code: round(value, 4) for code, value in text_accuracy.items()},
-        "text_accuracy_mean": mean(text_accuracy.values()),
-        "token_accuracy": mean(float(each.mean()) for each in right),
+        "text_accuracy": text_accuracy,
+        "token_accuracy": {code: float(each.mean()) for code, each in zip(lines, right, strict=True)},
         "calibration_error": calibration_error(confidence, right),
         "share_named": mean(named),
         "accuracy_of_named": mean(correct),
     }
+
+
+def beside(other: dict[str, Any], found: Any) -> dict[str, Any]:
+    """Prints the profile and lingua on the same lines and tokens."""
+    print(f"\n{'':<6}{'lines: profile':>16}{'lingua':>10}{'tokens: profile':>18}{'lingua':>10}")
+    columns = [found.text_accuracy, other["text_accuracy"], found.token_accuracy, other["token_accuracy"]]
+    for code in found.text_accuracy:
+        first, second, third, fourth = (each[code] for each in columns)
+        print(f"{code:<6}{first:>16.4f}{second:>10.4f}{third:>18.3f}{fourth:>10.3f}")
+    first, second, third, fourth = (mean(each.values()) for each in columns)
+    print(f"{'mean':<6}{first:>16.4f}{second:>10.4f}{third:>18.3f}{fourth:>10.3f}")
+    print(f"ECE of tokens: profile {found.calibration_error:.4f}, lingua {other['calibration_error']:.4f}")
+    print(f"lingua names {other['share_named']:.3f} of the tokens, {other['accuracy_of_named']:.3f} of those rightly")
+    return other
 
 
 def show(name: str, curve: Any) -> dict[str, Any]:

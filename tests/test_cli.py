@@ -97,21 +97,27 @@ def test_commands_and_flags_are_frozen():
         "--exclude= --statistic= --own= --others= --out=",
         "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --documents= --max-tokens= --batch-size= "
         "--epochs= --learning-rate= --field= --seed= --merge --force --dtype= --device-map= --revision= "
-        "--trust-remote-code --out=",
+        "--trust-remote-code --experiment= --dry-run --out=",
         "lens": "--json --debug MODEL --corpus= --prompts= --profile-documents= --documents= --max-tokens= "
-        "--new-tokens= --identifier= --no-final-norm --top-k= --grids= --field= --seed= --dtype= --device-map= "
-        "--revision= --trust-remote-code --out=",
-        "ablate": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --stages= --stage= "
-        "--structure= --prompt= --max-new-tokens= --force --dtype= --device-map= --revision= --trust-remote-code",
-        "steer": "--json --debug MODEL --to= --away= --factor= --prompt= --max-new-tokens= --force --dtype= "
-        "--device-map= --revision= --trust-remote-code",
-        "export": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --stages= --stage= "
-        "--structure= --force --dtype= --device-map= --revision= --trust-remote-code --out=",
+        "--new-tokens= --identifier= --no-final-norm --tuned-documents= --words= --top-k= --grids= --field= --seed= "
+        "--dtype= --device-map= --revision= --trust-remote-code --out=",
+        "ablate": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --documents= --stages= "
+        "--stage= --structure= --prompt= --max-new-tokens= --force --dtype= --device-map= --revision= "
+        "--trust-remote-code",
+        "steer": "--json --debug MODEL --by= --to= --away= --factor= --layers= --documents= --prompt= "
+        "--max-new-tokens= --force --dtype= --device-map= --revision= --trust-remote-code",
+        "export": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --documents= --stages= "
+        "--stage= --structure= --force --dtype= --device-map= --revision= --trust-remote-code --out=",
         "evaluate": "--json --debug MODEL --tasks= --languages= --neurons= --op= --factor= --value= --limit= --data= "
         "--batch-size= --chat-template --force --dtype= --device-map= --revision= --trust-remote-code --out=",
+        "grid": "--json --debug MODEL --neurons= --tasks= --languages= --english= --stages= --parts= --ops= --texts= "
+        "--controls= --task-controls= --limit= --data= --batch-size= --chat-template --seed= --quick --force --dtype= "
+        "--device-map= --revision= --trust-remote-code --out= --dry-run",
         "show": "--json --debug PATH --top=",
         "merge": "--json --debug OUT PATH PATH",
         "demo": "--json --debug --documents= --out=",
+        "report": "--json --debug RUN RUN_B --out=",
+        "study": "--json --debug FILE --out= --dry-run --only= --from= --init",
         "tinybabel": "--json --debug export DIR --items= --language=",
         "models": "--json --debug --markdown",
     }

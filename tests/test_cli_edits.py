@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from babelscope import Anatomy, NeuronSet, Stages, ablate, cli, detect, load_model
+from babelscope.editing.recorded import record_activations
+from babelscope.editing.steering import residual_means, steer_by_means
 from builders import byte_llama, byte_tokenizer, make_texts
 from editing.cases import zeroed_by_hand
+from fixtures_text import write_texts
 
 LAYERS = 4
 PROMPTS = ("lemon rain", "an old\nhouse")
@@ -24,13 +27,15 @@ class Place(NamedTuple):
     fr: Path
     zh: Path
     atlas: Path
+    texts: dict[str, Path]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A model folder, two neuron files and an atlas."""
     folder = tmp_path_factory.mktemp("edits")
-    found = Place(*(folder / name for name in ("model", "fr.safetensors", "zh.safetensors", "atlas.safetensors")))
+    names = ("model", "fr.safetensors", "zh.safetensors", "atlas.safetensors")
+    found = Place(*(folder / name for name in names), write_texts(folder / "texts"))
     model = byte_llama(num_hidden_layers=LAYERS)
     model.generation_config.eos_token_id = None
     model.generation_config.do_sample = True
@@ -115,6 +120,41 @@ def test_steer(capsys: pytest.CaptureFixture[str], place: Place) -> None:
         assert [each["after"] for each in found["continuations"]] == [greedy(model, each, 7) for each in PROMPTS]
 
 
+@pytest.mark.parametrize("op", ["median", "resample"])
+def test_values_that_are_recorded_from_a_text(capsys: pytest.CaptureFixture[str], place: Place, op: str) -> None:
+    words = ["--op", op, "--reference", place.texts["zh"], "--documents", 3, "--structure", "ffn"]
+    found = answer(capsys, "ablate", place.model, "--neurons", place.fr, *words, *prompts(), "--max-new-tokens", 7)
+    model, tokenizer = load_model(place.model)
+    neurons = NeuronSet.load(place.fr).at(slots=("ffn",))
+    reference = record_activations(model, tokenizer, place.texts["zh"], neurons, documents=3)
+    with ablate(model, neurons, op=op, reference=reference):
+        assert [each["after"] for each in found["continuations"]] == [greedy(model, each, 7) for each in PROMPTS]
+    other = record_activations(model, tokenizer, place.texts["zh"], neurons)
+    assert other.tokens > reference.tokens
+    assert any(each["after"] != each["before"] for each in found["continuations"])
+
+
+@pytest.mark.parametrize(
+    ("words", "options"), [([], {}), (["--layers", "0,2", "--factor", "-6"], {"layers": [0, 2], "alpha": -6})]
+)
+def test_steer_by_means(capsys: pytest.CaptureFixture[str], place: Place, words: list[str], options: dict) -> None:
+    texts = place.texts
+    command = ["--by", "means", "--to", texts["fr"], "--away", texts["zh"], "--documents", 4, *words]
+    found = answer(capsys, "steer", place.model, *command, *prompts(), "--max-new-tokens", 7)
+    model, tokenizer = load_model(place.model)
+    means = residual_means(model, tokenizer, {language: texts[language] for language in ("fr", "zh")}, documents=4)
+    with steer_by_means(model, means, "fr", "zh", **{"layers": [1, 2], **options}):
+        assert [each["after"] for each in found["continuations"]] == [greedy(model, each, 7) for each in PROMPTS]
+    assert any(each["after"] != each["before"] for each in found["continuations"])
+    assert found["edit"].startswith(f"{options.get('alpha', 1)} x (mean of ")
+
+
+def test_layers_are_of_means(capsys: pytest.CaptureFixture[str], place: Place) -> None:
+    words = ["--to", place.fr, "--away", place.zh, "--layers", "1", "--prompt", "a"]
+    code, _, err = run(capsys, "steer", place.model, *words)
+    assert (code, "--layers goes with --by means" in err) == (1, True)
+
+
 @pytest.mark.parametrize("columns", [60, 100])
 def test_side_by_side_on_a_screen(
     capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch, columns: int
@@ -157,7 +197,8 @@ def test_export_of_a_mean_for_a_screen(capsys: pytest.CaptureFixture[str], place
     ("words", "expected"),
     [
         (["--op", "scale"], "op='scale' needs factor"),
-        (["--op", "median"], "wanted op among zero, scale"),
+        (["--op", "erase"], "wanted op among zero, scale, clamp, mean, median, resample"),
+        (["--op", "median"], "op='median' needs reference"),
         (["--stage", "solve"], "the stage understand has 8 layers, the model only 4"),
         (["--stage", "solving", "--stages", "1,1"], "wanted a stage among understand, solve, generate"),
         (["--stage", "solve", "--stages", "2,2"], "there is nothing to edit"),

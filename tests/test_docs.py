@@ -79,7 +79,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # Both kernels are held to be equal elsewhere; for a thousand documents it would compile.
         patch.setattr(detection, "choose_kernel", lambda requested, elements: "eager")
         patch.setattr(
-            demo, "demo", lambda out, documents, report: short_demo(out, documents=3, texts=2, draws=2, report=report)
+            demo,
+            "demo",
+            lambda out, documents: short_demo(
+                out, documents=3, texts=2, draws=2, stages=("detect", "select", "damage")
+            ),
         )
         yield folder
 

@@ -14,6 +14,7 @@ _PUBLIC = {
     "NeuronSet": "babelscope.neurons.neuronset",
     "VocabularyProfile": "babelscope.lens.vocabulary",
     "Stages": "babelscope.editing.stages",
+    "TunedLens": "babelscope.lens.tuned",
     "ablate": "babelscope.editing.edits",
     "damage_matrix": "babelscope.evaluation.likelihood",
     "detect": "babelscope.detection.detect",
@@ -21,6 +22,7 @@ _PUBLIC = {
     "export": "babelscope.editing.export",
     "find_stages": "babelscope.evaluation.stages",
     "language_lens": "babelscope.lens.measure",
+    "latent_language": "babelscope.lens.words",
     "load_model": "babelscope.models.load",
     "neuron_impacts": "babelscope.models.observe",
     "tune": "babelscope.tuning.train",
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
     from babelscope.evaluation.likelihood import damage_matrix as damage_matrix
     from babelscope.evaluation.stages import find_stages as find_stages
     from babelscope.lens.measure import language_lens as language_lens
+    from babelscope.lens.tuned import TunedLens as TunedLens
     from babelscope.lens.vocabulary import VocabularyProfile as VocabularyProfile
+    from babelscope.lens.words import latent_language as latent_language
     from babelscope.models.anatomy import Anatomy as Anatomy
     from babelscope.models.load import load_model as load_model
     from babelscope.models.observe import neuron_impacts as neuron_impacts

@@ -25,15 +25,16 @@ from babelscope.languages import get_language
 from babelscope.show.describe import atlas_content, describe, run_state, sets_content
 from babelscope.show.draw import draw, draw_demo, draw_detected, draw_plan, draw_read, draw_selected
 from babelscope.show.edited import before_and_after, draw_before_and_after, draw_exported
-from babelscope.show.evaluated import draw_evaluated
+from babelscope.show.evaluated import draw_evaluated, draw_grid
 from babelscope.show.lensed import draw_lens, lens_content
+from babelscope.show.studied import draw_studied, draw_study_plan, draw_template
 from babelscope.show.support import draw_support, support, support_markdown
 from babelscope.show.terminal import Screen, clean
-from babelscope.show.tuned import draw_tuned
+from babelscope.show.tuned import draw_experiment, draw_planned, draw_tuned, write_figures
 from babelscope.tinybabel.grammar import LANGUAGES
 
 PRESETS = ("default", "paper", "released")
-KERNELS = ("auto", "compiled", "eager", "reference")
+KERNELS = ("auto", "triton", "compiled", "eager", "reference")
 """As in the library, where these can't be had without torch; a test compares."""
 
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _log_on_stderr(args):
             answer: Answer = args.run(args)
+        if os.environ.get("RANK", "0") != "0":  # of torchrun or accelerate launch: the first process speaks for all
+            return 0
         if args.json:
             print(json.dumps(_plain(answer.content), indent=2))
         else:
@@ -75,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        kept = args.command in ("detect", "tune") or (args.command == "evaluate" and args.out is not None)
+        kept = args.command in ("detect", "tune", "grid", "study", "demo")
+        kept = kept or (args.command == "evaluate" and args.out is not None)
         resumes = kept and not getattr(args, "dry_run", False)
         _say(f"interrupted; the same command goes on in {args.out}" if resumes else "interrupted; type it again")
         return 130
@@ -91,17 +95,10 @@ def _detect(args: argparse.Namespace) -> Answer:
     if state is not None and state["state"] == "unfinished":
         done = sum(each == "finished" for each in state["languages"].values())
         _say(f"found an unfinished run in {args.out} ({done} of {len(state['languages'])} languages finished)")
-    _quieten_transformers()
-    import torch
-
     from babelscope.detection.atlas import FILE
     from babelscope.detection.detect import detect, plan
-    from babelscope.models.load import load_model
 
-    loading = {name: getattr(args, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
-    model, tokenizer = load_model(args.model, **loading)
-    if args.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-        model.to("cuda")  # device_map="cuda" would need accelerate
+    model, tokenizer = _load(args)
     names = ("documents", "max_tokens", "min_tokens", "preset", "slots", "top_shares", "thresholds", "seed", "field")
     options = {name: getattr(args, name) for name in (*names, "shard", "token_budget", "kernel")}
     if args.dry_run:
@@ -136,6 +133,10 @@ def _select(args: argparse.Namespace) -> Answer:
 
 
 def _tune(args: argparse.Namespace) -> Answer:
+    if args.experiment is not None:
+        return _experiment(args)
+    if args.dry_run or args.model is None or args.neurons is None or not args.corpus:
+        raise ConfigError("wanted MODEL, --neurons and --corpus, or --experiment (also with --dry-run). Add them.")
     corpora = _corpora(args)
     held_out = _corpora(argparse.Namespace(**{**vars(args), "corpus": args.held_out}))
     several = [language for language, source in {**held_out, **corpora}.items() if isinstance(source, list)]
@@ -171,6 +172,24 @@ def _tune(args: argparse.Namespace) -> Answer:
     return Answer(content, lambda screen: draw_tuned(content, screen))
 
 
+def _experiment(args: argparse.Namespace) -> Answer:
+    if args.model is not None or args.neurons is not None or args.corpus or args.held_out or args.merge:
+        raise ConfigError("an --experiment says all of it in its file. Leave out MODEL and the other flags but --out.")
+    _quieten_transformers()
+    from babelscope.tuning.bench import plan_experiment, run_experiment
+    from babelscope.tuning.experiment import Experiment
+
+    experiment = Experiment.load(args.experiment)
+    if args.dry_run:
+        planned = plan_experiment(experiment)
+        return Answer(planned, lambda screen: draw_planned(planned, screen))
+    with _log_above_progress():
+        found = run_experiment(experiment, args.out, _say)
+    content = {"out": str(args.out), **found.as_json()}
+    content["files"] = write_figures(args.out, content["rows"])
+    return Answer(content, lambda screen: draw_experiment(content, screen))
+
+
 def _lens(args: argparse.Namespace) -> Answer:
     corpora = _corpora(args)
     several = [language for language, source in corpora.items() if isinstance(source, list)]
@@ -179,11 +198,12 @@ def _lens(args: argparse.Namespace) -> Answer:
     from babelscope.lens.run import open_prompts, peak_memory, run_lens
 
     prompts = open_prompts(args.prompts, corpora, args.field, args.seed)
+    words = _corpora(argparse.Namespace(**{**vars(args), "corpus": args.words}))
     model, tokenizer = _load(args)
     names = ("profile_documents", "documents", "max_tokens", "new_tokens", "final_norm", "identifier", "top_k", "grids")
-    options = {name: getattr(args, name) for name in (*names, "seed")}
+    options = {name: getattr(args, name) for name in (*names, "tuned_documents", "seed")}
     with _log_above_progress():
-        curve = run_lens(model, tokenizer, corpora, prompts, args.out, **options)
+        curve = run_lens(model, tokenizer, corpora, prompts, args.out, words=words, **options)
     content = lens_content(curve, args.out, peak_memory())
     return Answer(content, lambda screen: draw_lens(content, screen))
 
@@ -191,19 +211,30 @@ def _lens(args: argparse.Namespace) -> Answer:
 def _ablate(args: argparse.Namespace) -> Answer:
     from babelscope.editing.edits import ablate
 
-    neurons, options = _edit(args)
-    model, tokenizer = _load(args)
+    model, tokenizer, neurons, options = _edit(args)
     return _continuations(args, f"{args.op} of {neurons!r}", model, tokenizer, ablate(model, neurons, **options))
 
 
 def _steer(args: argparse.Namespace) -> Answer:
-    from babelscope.editing.steering import steer
+    from babelscope.corpora.sources import open_corpus
+    from babelscope.editing.steering import residual_means, steer, steer_by_means
     from babelscope.neurons.neuronset import NeuronSet
 
-    target, source = NeuronSet.load(args.to), NeuronSet.load(args.away)
+    to, away = args.to, args.away
+    if args.by == "neurons":
+        if args.layers is not None:
+            raise ConfigError("--layers goes with --by means: neurons have their own layers. Leave it out.")
+        target, source = NeuronSet.load(to), NeuronSet.load(away)
+        model, tokenizer = _load(args)
+        factor = 2.0 if args.factor is None else args.factor
+        edited: Any = steer(model, target, source, factor=factor, force=args.force)
+        return _continuations(args, f"{factor:g} x {Path(to).stem}, zero {Path(away).stem}", model, tokenizer, edited)
+    corpora = {"to": open_corpus(to), "away": open_corpus(away)}
     model, tokenizer = _load(args)
-    edited = steer(model, target, source, factor=args.factor, force=args.force)
-    return _continuations(args, f"{args.factor:g} x {args.to.stem}, zero {args.away.stem}", model, tokenizer, edited)
+    alpha = 1.0 if args.factor is None else args.factor
+    means = residual_means(model, tokenizer, corpora, documents=args.documents)
+    edited = steer_by_means(model, means, "to", "away", layers=args.layers, alpha=alpha)
+    return _continuations(args, f"{alpha:g} x (mean of {to} - mean of {away})", model, tokenizer, edited)
 
 
 def _continuations(args: argparse.Namespace, edit: str, model: Any, tokenizer: Any, edited: Any) -> Answer:
@@ -215,24 +246,32 @@ def _continuations(args: argparse.Namespace, edit: str, model: Any, tokenizer: A
 def _export(args: argparse.Namespace) -> Answer:
     from babelscope.editing.export import export
 
-    neurons, options = _edit(args)
-    model, tokenizer = _load(args)
+    model, tokenizer, neurons, options = _edit(args)
     content = {**asdict(export(model, tokenizer, neurons, args.out, **options)), "folder": str(args.out)}
     return Answer(content, lambda screen: draw_exported(content, screen))
 
 
-def _edit(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The chosen part of the set, and what `ablate` and `export` take beside it."""
+def _edit(args: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """The model, its tokenizer, the chosen part of the set, and what `ablate` and `export` take beside them."""
+    from babelscope.corpora.sources import open_corpus
     from babelscope.detection.atlas import Atlas
+    from babelscope.editing.recorded import record_activations
     from babelscope.editing.stages import Stages
     from babelscope.neurons.neuronset import NeuronSet
 
     neurons = NeuronSet.load(args.neurons)
     if args.stage or args.structure:
         neurons = Stages(*args.stages).of(neurons, args.stage, args.structure)
-    reference = None if args.reference is None else Atlas.load(args.reference)
     options = {name: getattr(args, name) for name in ("op", "factor", "value", "force")}
-    return neurons, {**options, "reference": reference}
+    if args.reference is None or args.op not in ("median", "resample"):
+        options["reference"] = None if args.reference is None else Atlas.load(Path(args.reference))
+        return *_load(args), neurons, options
+    corpus = open_corpus(args.reference)
+    model, tokenizer = _load(args)
+    options["reference"] = record_activations(
+        model, tokenizer, corpus, neurons, documents=args.documents, force=args.force
+    )
+    return model, tokenizer, neurons, options
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -244,7 +283,8 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     loading = {name: getattr(args, name) for name in ("dtype", "device_map", "revision", "trust_remote_code")}
     model, tokenizer = load_model(args.model, **loading)
     if args.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-        model.to("cuda")  # device_map="cuda" would need accelerate
+        # device_map="cuda" would need accelerate; one GPU per process of torchrun or accelerate launch
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return model, tokenizer
 
 
@@ -266,6 +306,24 @@ def _evaluate(args: argparse.Namespace) -> Answer:
         "scores": [score.as_json() for score in found.scores],
     }
     return Answer(content, lambda screen: draw_evaluated(content, screen))
+
+
+def _grid(args: argparse.Namespace) -> Answer:
+    _quieten_transformers()
+    from babelscope.editing.stages import Stages
+    from babelscope.evaluation.run import load_sets, run_grid
+
+    sets = load_sets(args.neurons)
+    model, tokenizer = _load(args)
+    names = ("languages", "english", "texts", "quick", "dry_run", "parts", "ops", "limit", "seed", "force", "data")
+    options = {name: getattr(args, name) for name in (*names, "batch_size", "chat_template")}
+    stages = None if args.stages is None else Stages(*args.stages)
+    draws = {"draws": args.task_controls, "text_draws": args.controls}
+    with _log_above_progress():
+        content = run_grid(
+            model, tokenizer, sets, args.tasks, args.out, name=args.model, stages=stages, **draws, **options
+        )  # fmt: skip
+    return Answer(content, lambda screen: draw_grid(content, screen))
 
 
 def _show(args: argparse.Namespace) -> Answer:
@@ -299,8 +357,37 @@ def _demo(args: argparse.Namespace) -> Answer:
     from babelscope.demo import demo
 
     with _log_above_progress():
-        content = demo(args.out, documents=args.documents, report=_say)
-    return Answer(content, lambda screen: draw_demo(content, screen))
+        content = demo(args.out, documents=args.documents)
+    return Answer(content, lambda screen: [*draw_demo(content, screen), "", *draw_studied(content["study"], screen)])
+
+
+def _report(args: argparse.Namespace) -> Answer:
+    from babelscope.report.page import write_comparison, write_report
+
+    if args.other is None:
+        page = write_report(args.path, args.out)
+    else:
+        page = write_comparison(args.path, args.other, args.out)
+    return Answer({"report": str(page)}, lambda screen: [f"The report: {page}"])
+
+
+def _study(args: argparse.Namespace) -> Answer:
+    from babelscope.study.config import load_study, write_template
+
+    if args.init:
+        written = str(write_template(Path(args.study or "study.yaml")))
+        return Answer({"file": written}, lambda screen: draw_template(written, screen))
+    if args.study is None or (args.out is None and not args.dry_run):
+        raise ConfigError("wanted a study file or a preset, and --out DIR (or --dry-run, or --init to write a file).")
+    study = load_study(args.study)
+    from babelscope.study.plan import dry_run, run_study
+
+    if args.dry_run:
+        planned = dry_run(study, args.only, args.start)
+        return Answer(planned, lambda screen: draw_study_plan(planned, screen))
+    _quieten_transformers()
+    content = run_study(study, args.study, args.out, only=args.only, start=args.start)
+    return Answer(content, lambda screen: draw_studied(content, screen))
 
 
 def _tinybabel(args: argparse.Namespace) -> Answer:
@@ -350,7 +437,7 @@ def _log_on_stderr(args: argparse.Namespace) -> Iterator[None]:
     handler, level = logging.StreamHandler(sys.stderr), logger.level
     handler.setFormatter(_LogLine())
     logger.addHandler(handler)
-    long = args.command in ("detect", "tune", "lens")
+    long = args.command in ("detect", "tune", "lens", "grid")
     logger.setLevel(logging.INFO if long and not sys.stderr.isatty() else logging.WARNING)
     try:
         yield
@@ -456,10 +543,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="where the neuron files go (RUN/neurons)")
 
     add = command("tune", _tune, "train only the chosen neurons on a few hundred documents of a language")
-    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
-    add("--neurons", type=Path, required=True, metavar="FILE", help="what babelscope select wrote")
+    add("model", nargs="?", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add("--neurons", type=Path, metavar="FILE", help="what babelscope select wrote")
     add(
-        "--corpus", action="append", required=True, type=_corpus, metavar="LANGUAGE=SOURCE",
+        "--corpus", action="append", default=[], type=_corpus, metavar="LANGUAGE=SOURCE",
         help="documents to train on, such as sw=swahili.txt; sources as of detect",
     )  # fmt: skip
     add(
@@ -479,6 +566,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device-map", metavar="MAP", help="auto, cpu, cuda:1, ... (the first GPU, else the CPU)")
     add("--revision", metavar="R", help="branch, tag or commit on the Hub")
     add("--trust-remote-code", action="store_true", help="run code that the model brings along")
+    add("--experiment", type=Path, metavar="FILE", help="instead of all else: arms to compare, in JSON")
+    add("--dry-run", action="store_true", help="print an experiment's cells and cost, and write nothing")
     add("--out", type=Path, required=True, metavar="DIR", help="the run folder; the same command again resumes it")
 
     add = command("lens", _lens, "show which language each layer speaks")
@@ -498,6 +587,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--new-tokens", type=int, default=0, metavar="N", help="read the positions that choose so many new tokens")
     add("--identifier", metavar="NAME", help="the paper's way: lingua or cld3 names the likeliest token of a position")
     add("--no-final-norm", dest="final_norm", action="store_false", help="decode inner layers without the final norm")
+    add("--tuned-documents", type=int, metavar="N", help="train a tuned lens on so many of each corpus and use it")
+    add(
+        "--words", action="append", default=[], type=_corpus, metavar="LANGUAGE=SOURCE",
+        help="a word per line, the same in every language: is a word translated from the first on its way in English?",
+    )  # fmt: skip
     add("--top-k", type=int, default=5, metavar="N", help="likeliest tokens kept for display (%(default)s)")
     add("--grids", type=int, default=1, metavar="N", help="prompts per language kept for display (%(default)s)")
     add("--field", default="text", metavar="NAME", help="of jsonl and parquet that holds the text (%(default)s)")
@@ -511,10 +605,14 @@ def build_parser() -> argparse.ArgumentParser:
     def edit_flags(add: Callable[..., argparse.Action]) -> None:
         add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
         add("--neurons", type=Path, required=True, metavar="FILE", help="what babelscope select wrote")
-        add("--op", default="zero", metavar="OP", help="zero, scale, clamp or mean (%(default)s)")
+        add("--op", default="zero", metavar="OP", help="zero, scale, clamp, mean, median or resample (%(default)s)")
         add("--factor", type=float, metavar="X", help="scale: multiply by this; above 1 amplifies")
         add("--value", type=float, metavar="X", help="clamp: to this activation")
-        add("--reference", type=Path, metavar="RUN", help="mean: over the tokens of this run or atlas")
+        add(
+            "--reference", metavar="SOURCE",
+            help="mean: over the tokens of this run or atlas; median, resample: of this text, such as french.txt",
+        )  # fmt: skip
+        add("--documents", type=int, default=100, metavar="N", help="of the text, drawn at random (%(default)s)")
         add("--stages", type=_stages, default=(8, 2), metavar="N,N", help="first and last layers, for --stage (8,2)")
         add("--stage", type=_names, metavar="NAMES", help="only layers that understand, solve or generate (all)")
         add("--structure", type=_names, metavar="NAMES", help="only attention or ffn (both)")
@@ -537,9 +635,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = command("steer", _steer, "continue prompts with one language amplified and another silenced")
     add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
-    add("--to", type=Path, required=True, metavar="FILE", help="neurons to amplify, except those of --away")
-    add("--away", type=Path, required=True, metavar="FILE", help="neurons to silence, except those of --to")
-    add("--factor", type=float, default=2.0, metavar="X", help="of the amplified (%(default)s)")
+    add(
+        "--by", choices=("neurons", "means"), default="neurons",
+        help="amplify neurons and silence others, or add the difference of two languages' mean states (%(default)s)",
+    )  # fmt: skip
+    add("--to", required=True, metavar="SOURCE", help="neurons to amplify, except those of --away; means: a text")
+    add("--away", required=True, metavar="SOURCE", help="neurons to silence, except those of --to; means: a text")
+    add("--factor", type=float, metavar="X", help="of the amplified neurons (2), or of the difference (1)")
+    add("--layers", type=layers, metavar="N,N", help="means: behind which the difference is added (the middle half)")
+    add("--documents", type=int, default=100, metavar="N", help="means: of each text, drawn at random (%(default)s)")
     prompt_flags(add)
 
     add = command("export", _export, "write an edited model as a Hugging Face checkpoint and check it")
@@ -565,6 +669,31 @@ def build_parser() -> argparse.ArgumentParser:
     loading_flags(add)
     add("--out", type=Path, metavar="DIR", help="the run folder; the same command again resumes it (nothing is kept)")
 
+    add = command("grid", _grid, "switch off parts of every language's neurons beside random ones; judge the claims")
+    add("model", metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel")
+    add(
+        "--neurons", type=Path, nargs="+", required=True, metavar="PATH",
+        help="what babelscope select wrote: its folder, or files named after their language",
+    )  # fmt: skip
+    add("--tasks", type=_names, required=True, metavar="TASKS", help="as of evaluate, such as xquad,mgsm or tinybabel")
+    add("--languages", type=_names, metavar="LANGUAGES", help="whose neurons (all of --neurons but English)")
+    add("--english", default="en", metavar="LANGUAGE", help="that should be spared (%(default)s)")
+    add("--stages", type=_stages, metavar="N,N", help="first and last layers (a quarter and a sixteenth: 8,2 of 32)")
+    add("--parts", type=_names, metavar="PARTS", help="such as all,solve-ffn (all that there are)")
+    add("--ops", type=_names, default=("zero",), metavar="OPS", help="zero, scale=X or clamp=X, several (zero)")
+    add("--texts", metavar="SOURCE", help="held-out texts for bits per byte, {} for the language: tinybabel:{}:test")
+    add("--controls", type=int, default=20, metavar="N", help="random sets per part, on texts (%(default)s)")
+    add("--task-controls", type=int, default=5, metavar="N", help="random sets per part, on tasks (%(default)s)")
+    add("--limit", type=int, metavar="N", help="the first N items of each task and language (all)")
+    add("--data", type=Path, metavar="DIR", help="the benchmarks' files: mgsm/, xquad/, xcsqa/, xlsum/ (the Hub)")
+    add("--batch-size", type=int, default=64, metavar="N", help="prompts at once (%(default)s)")
+    add("--chat-template", action="store_true", help="ask a chat model in its template; a base model has none")
+    add("--seed", type=int, default=0, metavar="N", help="of the random sets (%(default)s)")
+    add("--quick", action="store_true", help="a look in minutes: three languages, ten items, few controls")
+    loading_flags(add)
+    add("--out", type=Path, default=Path("runs/grid"), metavar="DIR", help="the same command resumes it (%(default)s)")
+    add("--dry-run", action="store_true", help="count what would be measured and write nothing")
+
     add = command("show", _show, "look at a run, an atlas, neuron files or a model folder")
     add("path", type=Path, metavar="PATH")
     add("--top", type=int, default=10, metavar="N", help="list the best N of a neuron file (%(default)s)")
@@ -574,9 +703,23 @@ def build_parser() -> argparse.ArgumentParser:
     add("first", type=Path, metavar="PATH", help="two or more run folders or atlas files")
     add("more", type=Path, nargs="+", metavar="PATH", help=argparse.SUPPRESS)
 
-    add = command("demo", _demo, "run the argument of the paper on the embedded model: detect, select, switch off")
-    add("--documents", type=int, default=150, metavar="N", help="per language (%(default)s)")
+    add = command("demo", _demo, "run the argument of the paper on the embedded model: a quick study with its report")
+    add("--documents", type=int, metavar="N", help="per language (those of the study tinybabel-quick)")
     add("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="the run folder (%(default)s)")
+
+    add = command("report", _report, "make the report of a study again, or compare two studies")
+    add("path", type=Path, metavar="RUN", help="of a study, finished or not; figures and tables go to RUN/report")
+    add("other", type=Path, nargs="?", metavar="RUN_B", help="another, to be set beside it (none)")
+    add("--out", type=Path, metavar="FILE", help="the page (RUN/report.html, or RUN/report-and-B.html)")
+
+    add = command("study", _study, "run a whole study from one file: resumable stages, ending in one report")
+    add("study", nargs="?", metavar="FILE", help="a study file, or one of tinybabel, tinybabel-quick, paper-vicuna-7b, "
+        "paper-mistral-7b, paper-bloomz-7b, paper-chinese-llama, paper-enhance-mistral")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="the run folder; the same command again goes on where it stopped")
+    add("--dry-run", action="store_true", help="print stages, cells, time and memory; needs no model and no network")
+    add("--only", metavar="STAGE", help="this stage, and before it what it reads if that is missing")
+    add("--from", dest="start", metavar="STAGE", help="this stage and all later ones anew")
+    add("--init", action="store_true", help="write a commented study file (study.yaml, or FILE)")
 
     add = command("tinybabel", _tinybabel, "write the tasks of the embedded model in the layouts of the benchmarks")
     add("action", choices=("export",), metavar="export", help="the only thing to do so far")
@@ -610,6 +753,11 @@ def _names(text: str) -> tuple[str, ...]:
 def numbers(text: str) -> tuple[float, ...]:
     """Several, with commas between; argparse puts the name of this function into its message."""
     return tuple(float(each) for each in text.split(",") if each)
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Numbers of layers, with commas between; argparse puts the name of this function into its message."""
+    return tuple(int(each) for each in text.split(",") if each)
 
 
 def number(text: str) -> int | float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import oracle
 import tiny
@@ -37,13 +38,7 @@ def test_both_ways_of_zeroing_agree_with_zeroing_by_hand(model: PreTrainedModel,
     anatomy = Anatomy(model, check=False)
     neurons = some(anatomy)
     ids, mask = tiny.ragged_batch(model, side)
-    before, implementation = (
-        snapshot(model),
-        (
-            model.config._attn_implementation,
-            getattr(model.config, "_experts_implementation", None),
-        ),
-    )
+    before, how = snapshot(model), implementations(model)
     intact = logits(model, ids, mask)
     with zeroed_by_hand(model, neurons):
         expected = logits(model, ids, mask)
@@ -59,10 +54,7 @@ def test_both_ways_of_zeroing_agree_with_zeroing_by_hand(model: PreTrainedModel,
     assert (found - expected).abs().max() <= TOLERANCE
     assert (hooked - expected).abs().max() <= TOLERANCE
     assert_intact(model, before)
-    assert implementation == (
-        model.config._attn_implementation,
-        getattr(model.config, "_experts_implementation", None),
-    )
+    assert implementations(model) == how
     assert torch.equal(logits(model, ids, mask), intact)
 
 
@@ -98,18 +90,46 @@ def test_the_set_of_a_row_leaves_the_other_rows_alone(model: PreTrainedModel) ->
 # -- restoring -------------------------------------------------------------------------------------------------------
 
 
+def implementations(model: PreTrainedModel) -> tuple:
+    return model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+
+
+def break_off(
+    model: PreTrainedModel, inputs: tuple[Tensor, Tensor], error: type[BaseException], intact: Tensor
+) -> None:
+    assert not torch.equal(logits(model, *inputs), intact)
+    raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
-@pytest.mark.parametrize("way", [{}, {"op": "scale", "factor": -3.7}, {"op": "clamp", "value": 1.0}])
-def test_everything_comes_back_after_an_exception(way: dict, error: type[BaseException]) -> None:
-    for name in ("bloom", "qwen3_moe"):
-        model = tiny.tiny_model(name, torch.float64)
-        neurons, before = some(Anatomy(model, check=False)), snapshot(model)
-        implementation = model.config._experts_implementation if name == "qwen3_moe" else None
+def test_everything_comes_back_after_an_exception(model: PreTrainedModel, error: type[BaseException]) -> None:
+    neurons, before, how = some(Anatomy(model, check=False)), snapshot(model), implementations(model)
+    inputs = tiny.ragged_batch(model)
+    intact = logits(model, *inputs)
+    for way in ({}, {"op": "scale", "factor": -3.7}, {"op": "clamp", "value": 1.0}):
         with pytest.raises(error), ablate(model, neurons, **way):
-            raise error
+            break_off(model, inputs, error, intact)
         assert_intact(model, before)
-        if implementation:
-            assert model.config._experts_implementation == implementation
+        assert implementations(model) == how
+    assert torch.equal(logits(model, *inputs), intact)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_an_exception_in_nested_contexts(name: str) -> None:
+    """Weights under hooks under weights; each comes back whichever of them the exception reaches first."""
+    with built(name) as model:
+        anatomy = Anatomy(model, check=False)
+        one, two, three = (some(anatomy, shift=shift) for shift in (0, 1, 2))
+        two, three, before, how = two - one, three - one - two, snapshot(model), implementations(model)
+        inputs = tiny.ragged_batch(model)
+        with ablate(model, one):
+            within, expected = snapshot(model), logits(model, *inputs)
+            with pytest.raises(RuntimeError), ablate(model, rows=[two]), ablate(model, three, op="scale", factor=2.0):
+                break_off(model, inputs, RuntimeError, expected)
+            assert_intact(model, within)
+            assert torch.equal(logits(model, *inputs), expected)
+        assert_intact(model, before)
+        assert implementations(model) == how
 
 
 def test_an_interrupt_while_editing_or_restoring_restores(llama: PreTrainedModel, monkeypatch) -> None:
@@ -257,7 +277,7 @@ def refused(match: str, **arguments: object) -> Callable[[PreTrainedModel, Neuro
         refused("needs factor", op="scale"),
         refused("needs value", op="clamp"),
         refused("needs reference", op="mean"),
-        refused("wanted op among zero, scale, clamp, mean", op="erase"),
+        refused("wanted op among zero, scale, clamp, mean, median, resample", op="erase"),
         refused("takes no argument, found factor", factor=2.0),
         refused("takes factor, found value", op="scale", factor=2.0, value=1.0),
         refused("finite number as factor", op="scale", factor=float("nan")),
@@ -349,9 +369,27 @@ def test_compiled_models_are_refused(llama: PreTrainedModel) -> None:
     with pytest.raises(UnsupportedModelError, match=r"torch\.compile"), ablate(torch.compile(llama), neurons):
         pass
     llama.model.layers[1].compile()
-    with ablate(llama, neurons):  # a compiled graph reads the weights each time
-        pass
     with pytest.raises(UnsupportedModelError, match=r"model\.layers\.1 is compiled"), ablate(llama, rows=[neurons]):
+        pass
+
+
+def test_a_compiled_graph_sees_edited_weights(llama: PreTrainedModel) -> None:
+    neurons = some(Anatomy(llama, check=False))
+    ids, mask = tiny.ragged_batch(llama)
+    with zeroed_by_hand(llama, neurons):
+        expected = logits(llama, ids, mask)
+    llama.model.layers[1].compile(backend="eager")
+    intact = logits(llama, ids, mask)
+    with ablate(llama, neurons):
+        assert (logits(llama, ids, mask) - expected).abs().max() <= TOLERANCE
+    assert torch.equal(logits(llama, ids, mask), intact)
+    assert (expected - intact).abs().max() > 1e-3
+
+
+def test_tensor_parallelism_is_refused(llama: PreTrainedModel, monkeypatch) -> None:
+    neurons = some(Anatomy(llama, check=False))
+    monkeypatch.setattr(llama, "_tp_size", 2, raising=False)
+    with pytest.raises(UnsupportedModelError, match="device_map instead of tp_plan"), ablate(llama, neurons):
         pass
 
 
@@ -390,11 +428,14 @@ def test_quantised_layers_fall_back_to_hooks(way: dict, caplog: pytest.LogCaptur
     ids, mask = tiny.ragged_batch(model)
     with ablate(dense, some(Anatomy(dense, check=False)), **way):
         expected = logits(dense, ids, mask)
-    with caplog.at_level(logging.INFO, "babelscope"), ablate(model, neurons, **way) as edits:
+    with caplog.at_level(logging.WARNING, "babelscope"), ablate(model, neurons, **way) as edits:
         found = logits(model, ids, mask)
     assert (found - expected).abs().max() <= TOLERANCE
     assert not edits.on_weights
-    assert "quantised, so activations are edited by hooks" in caplog.text
+    assert [each.getMessage() for each in caplog.records] == [
+        "the weights are quantised in 10 of 10 edited places (slots of layers), so activations are edited there by "
+        "hooks, at a cost per token"
+    ]
 
 
 def test_offloaded_layers_fall_back_to_hooks(llama: PreTrainedModel, monkeypatch) -> None:
@@ -411,6 +452,61 @@ def test_offloaded_layers_fall_back_to_hooks(llama: PreTrainedModel, monkeypatch
         found = logits(llama, ids, mask)
     assert edits.fired == {("ffn", 0): 1}
     assert (found - expected).abs().max() <= TOLERANCE
+
+
+def test_layers_that_accelerate_keeps_on_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The real thing: device_map, weights read in for each call, by rows and in generation too."""
+    pytest.importorskip("accelerate")
+    plain = tiny.tiny_model("llama").eval()
+    plain.save_pretrained(tmp_path / "model")
+    places = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map={**places, "model.layers.0": "cpu", "model.layers.1": "disk"},
+        offload_folder=tmp_path / "offload",
+    )
+    neurons = some(Anatomy(plain, check=False))
+    ids, mask = tiny.ragged_batch(plain, "left")
+    settings = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with zeroed_by_hand(plain, neurons):
+        expected, tokens = logits(plain, ids, mask), plain.generate(**settings)
+    for arguments in ({"neurons": neurons}, {"rows": [neurons] * 3}):
+        with ablate(model, force=True, **arguments) as edits:
+            assert (logits(model, ids, mask) - expected).abs().max() <= 1e-5
+            assert torch.equal(model.generate(**settings), tokens)
+        assert {layer for _, layer in edits.on_weights} == ({0} if "neurons" in arguments else set())
+    assert "the weights are offloaded in 5 of 10 edited places" in caplog.text
+    assert (logits(model, ids, mask) - logits(plain, ids, mask)).abs().max() <= 1e-5
+
+
+def test_experts_that_are_offloaded() -> None:
+    model = tiny.tiny_model("mixtral", torch.float64)
+    neurons = some(Anatomy(model, check=False), ("ffn",))
+    experts = model.model.layers[0].mlp.experts
+    experts.down_proj = nn.Parameter(experts.down_proj.detach().to("meta"))
+    with (
+        pytest.raises(UnsupportedModelError, match="slot ffn: the experts' weights are quantised or offloaded"),
+        ablate(model, neurons, op="clamp", value=1.0, force=True),
+    ):
+        pass
+
+
+def test_experts_that_are_switched_inside_the_context() -> None:
+    model = tiny.tiny_model("mixtral", torch.float64)
+    neurons, before, how = some(Anatomy(model, check=False), ("ffn",)), snapshot(model), implementations(model)
+    inputs = tiny.ragged_batch(model)
+
+    def switch_and_run() -> None:
+        model.config._experts_implementation_internal = "eager"
+        logits(model, *inputs)
+
+    with (
+        pytest.raises(UnsupportedModelError, match="the experts run by 'eager' now, which would skip the edit"),
+        ablate(model, neurons, op="clamp", value=1.0),
+    ):
+        switch_and_run()
+    assert_intact(model, before)
+    assert implementations(model) == how
 
 
 def test_under_an_adapter_the_whole_unit_goes(llama: PreTrainedModel) -> None:

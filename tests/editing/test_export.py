@@ -20,6 +20,7 @@ import tiny
 from babelscope import Anatomy, NeuronSet, ablate, export
 from babelscope.detection.detect import detect
 from babelscope.editing import export as exporting
+from babelscope.editing.recorded import record_activations
 from babelscope.errors import ConfigError, ProvenanceError, RunFolderError, UnsupportedModelError
 from babelscope.neurons.statistics import Layout, Statistics
 from builders import byte_llama, byte_tokenizer, letters, make_texts
@@ -30,13 +31,21 @@ BIASED = {"llama", "smollm3", "granite", "llama_biases", "gpt2", "bloom", "gpt_n
 SOME_BIASES = {
     "qwen3": "qkvo",
     "gemma2": "qkvo",
+    "gemma3": "qkvo",
     "olmo2": "qkvo",
+    "olmo3": "qkvo",
+    "cohere": "qkvo",
+    "olmoe": "qkvo",
+    "qwen3_moe": "qkvo",
     "glm": "qkv",
     "qwen2": "qkv",
+    "stablelm": "qkv",
     "mistral": "",
+    "mixtral": "",
     "phi3": "",
 }
-"""Slots in which a constant can be put."""
+"""Slots in which a constant can be put; in the others the export is refused."""
+assert set(EVERY) == BIASED | set(SOME_BIASES)
 
 
 @pytest.fixture
@@ -115,7 +124,7 @@ def test_a_constant_becomes_a_bias_where_there_can_be_one(name: str, slots: str,
         reference, before, config = means(anatomy), snapshot(model), model.config.to_dict()
         usable = tuple(slot for slot in ("q", "k", "v", "o", "ffn") if slot in slots)
         for slot in {"q", "k", "v", "o", "ffn"} - set(usable):
-            with pytest.raises(UnsupportedModelError, match=r"has no such bias.*Leave those slots out"):
+            with pytest.raises(UnsupportedModelError, match=r"has no such bias.*Leave those slots out|on experts"):
                 export(model, letters(), some(anatomy, (slot,)), tmp_path / "out", op="mean", reference=reference)
             assert [path.name for path in tmp_path.iterdir()] == ["base"]
         if usable:
@@ -130,6 +139,21 @@ def test_a_constant_becomes_a_bias_where_there_can_be_one(name: str, slots: str,
             assert done.difference <= TOLERANCE
         assert_intact(model, before)
         assert model.config.to_dict() == config
+
+
+def test_a_median_is_a_constant_and_a_draw_is_none(tmp_path: Path) -> None:
+    model, tokenizer = byte_llama(torch.float64), byte_tokenizer()
+    neurons = some(Anatomy(model, check=False))
+    recorded = record_activations(model, tokenizer, make_texts("fr", 5), neurons)
+    ids, mask = tiny.ragged_batch(model)
+    with ablate(model, neurons, op="median", reference=recorded):
+        expected = logits(model, ids, mask)
+    export(model, tokenizer, neurons, tmp_path / "out", op="median", reference=recorded)
+    assert (logits(read(tmp_path / "out", model), ids, mask) - expected).abs().max() <= TOLERANCE
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| reference | {recorded.tokens} recorded tokens |" in card
+    with pytest.raises(ConfigError, match="which no weight can hold"):
+        export(model, tokenizer, neurons, tmp_path / "other", op="resample", reference=recorded)
 
 
 def test_clamp_is_a_constant_too(llama: PreTrainedModel, tmp_path: Path) -> None:
@@ -300,6 +324,14 @@ def test_an_open_edit(llama: PreTrainedModel, tmp_path: Path) -> None:
     neurons = some(Anatomy(llama, check=False))
     with ablate(llama, neurons):
         refused(llama, tmp_path, UnsupportedModelError, "open edit", neurons=neurons)
+
+
+def test_a_compiled_model(llama: PreTrainedModel, tmp_path: Path) -> None:
+    neurons = some(Anatomy(llama, check=False))
+    with pytest.raises(UnsupportedModelError, match=r"torch\.compile"):
+        export(torch.compile(llama), letters(), neurons, tmp_path / "out")
+    llama.model.layers[1].compile()
+    refused(llama, tmp_path, UnsupportedModelError, r"model\.layers\.1 is compiled", op="clamp", value=1.0)
 
 
 def test_an_adapter(llama: PreTrainedModel, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from babelscope.evaluation.inference import (
     holm,
     mcnemar,
     overlap_p,
+    paired_p,
     paired_permutation,
+    pooled_random,
     wilson,
 )
 
@@ -148,3 +150,49 @@ def test_overlap_of_random_sets_is_as_rare_as_it_says():
 def test_bad_input_is_named(call, told):
     with pytest.raises(DataError, match=told):
         call()
+
+
+def test_sets_pooled_over_groups_by_brute_force():
+    generator = np.random.default_rng(0)
+    effects, random = generator.normal(1, 1, 3), generator.normal(size=(3, 2))
+    groups = [[effects[place], *random[place]] for place in range(3)]
+    as_large = [sum(chosen) >= effects.sum() - 1e-9 for chosen in itertools.product(*groups)]
+    assert pooled_random(effects, list(random)) == pytest.approx(np.mean(as_large))
+    assert pooled_random([9.0] * 5, [[0.0] * 5] * 5) == pytest.approx(6.0**-5), "fewer random sets than one alone needs"
+    drawn = pooled_random(effects, list(random), draws=26)
+    assert drawn == pytest.approx(np.mean(as_large), abs=0.3)
+    many = pooled_random([0.5] * 8, [[0.0, 1.0, 2.0, 0.3]] * 8, draws=5000)
+    assert many == pooled_random([0.5] * 8, [[0.0, 1.0, 2.0, 0.3]] * 8, draws=5000)
+    with pytest.raises(DataError, match=r"beside each of 2 sets, found \[2, 1\]"):
+        pooled_random([1.0, 2.0], [[1.0, 2.0], [1.0]])
+
+
+def test_pooled_p_values_are_uniform_under_the_null():
+    generator = np.random.default_rng(1)
+    spread = np.array([[1.0], [5.0], [0.2]])  # groups of different scales
+    found = []
+    for draw in generator.normal(size=(1500, 3, 5)) * spread:
+        found.append(pooled_random(draw[:, 0], list(draw[:, 1:])))
+    assert uniform(found)
+    assert np.mean(np.asarray(found) <= 0.5) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_paired_p_value_takes_the_test_that_fits():
+    generator = np.random.default_rng(2)
+    right, after = generator.random((2, 90)) < 0.5
+    assert paired_p(right, after) == mcnemar(right, after)
+    before = generator.normal(size=20)
+    assert paired_p(before, before[::-1]) == paired_permutation(before, before[::-1])
+    assert paired_p(before, before + generator.normal(3, 0.1, 20)) == pytest.approx(2**-19, abs=6e-6), "finer than 1e-4"
+    values = generator.exponential(size=(1200, 2, 18))
+    assert uniform([paired_p(*pair) for pair in values])
+
+
+def test_paired_intervals_of_correlated_conditions_cover_at_their_rate():
+    generator, runs = np.random.default_rng(3), 800
+    covering = 0
+    for run in range(runs):
+        item = generator.normal(0, 3, 40)  # hard and easy items: far more spread than the change
+        change = bootstrap_mean(item + generator.normal(0.5, 0.4, 40) - item, resamples=800, seed=run)
+        covering += change.low <= 0.5 <= change.high
+    assert covered(covering / runs, 0.95, runs), covering / runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 
 from babelscope.errors import ConfigError, DataError
 from babelscope.evaluation.tasks.benchmarks import TABLE, asked_by_name, find
+from babelscope.evaluation.tasks.confusion import stays
+from babelscope.evaluation.tasks.data import read_csqa, read_xlsum
 from babelscope.evaluation.tasks.prompts import WORDS
 from babelscope.tinybabel.tasks import TASKS, export, items
+from babelscope.tinybabel.texts import documents
 
 QUESTION = {"stem": "Où dort-on ?", "choices": [{"label": "A", "text": "un lit"}, {"label": "B", "text": "un pré"}]}
 
@@ -157,7 +161,7 @@ def test_every_prompt_in_every_language():
     for benchmark in TABLE.values():
         prompts = {code: benchmark.prompt(words, row) for code, words in WORDS.items()}
         assert all(prompt == prompt.strip() for prompt in prompts.values())
-        if not benchmark.name.startswith("tinybabel"):
+        if not benchmark.name.startswith(("tinybabel", "confusion")):  # these bring their own
             assert len(set(prompts.values())) == len(WORDS), f"{benchmark.name}: two languages ask the same"
     assert {len({getattr(words, name) for words in WORDS.values()}) for name in ("steps", "final", "letter")} == {10}
 
@@ -245,21 +249,37 @@ def test_the_hubs_rows_are_those_of_the_files(data, monkeypatch):
 # The real files, where they are
 
 
-REAL = Path(os.environ.get("BABELSCOPE_BENCHMARKS", "none"))
+SHARED = Path(os.environ.get("BABELSCOPE_SHARED", Path(__file__).parents[3] / "shared")) / "data"
+REAL = SHARED / "benchmarks"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="BABELSCOPE_BENCHMARKS names no folder with the published files")
+@pytest.mark.skipif(
+    not (SHARED / "MANIFEST.md").is_file(), reason="no published files in BABELSCOPE_SHARED or ../shared"
+)
 def test_the_published_files():
+    listed = dict(
+        re.findall(
+            r"^\| benchmarks/(\S+) \|.*\| (\d+) (?:lines|questions|pairs) \| \d+ \|",
+            (SHARED / "MANIFEST.md").read_text(encoding="utf-8"),
+            re.M,
+        )
+    )
+
+    def counts(pattern: str) -> dict[str, int]:
+        """By language, as the manifest lists them."""
+        named = ((re.fullmatch(pattern, name), int(count)) for name, count in listed.items())
+        return {found[1]: count for found, count in named if found}
+
     mgsm = {asked.language: asked.rows() for asked in find(["mgsm"], None, REAL)}
-    assert {language: len(rows) for language, rows in mgsm.items()} == dict.fromkeys(mgsm, 250)
-    assert set(mgsm) >= {"en", "de", "fr", "zh", "es", "ru", "sw"}
+    assert {language: len(rows) for language, rows in mgsm.items()} == counts(r"mgsm/mgsm_(\w+)\.tsv")
+    assert set(mgsm) == {"en", "de", "fr", "zh", "es", "ru", "sw"}
     assert {tuple(row["number"] for row in rows) for rows in mgsm.values()} == {
         tuple(row["number"] for row in mgsm["en"])
     }, "the same answers in all languages"
     assert [mgsm["en"][index]["number"] for index in (0, 146, 201, 230, 249)] == [18, 2125, 114200, 276000, 5600]
     xquad = {asked.language: asked.rows() for asked in find(["xquad"], None, REAL)}
-    assert {language: len(rows) for language, rows in xquad.items()} == dict.fromkeys(xquad, 1190)
-    assert set(xquad) >= {"en", "de", "zh", "es", "ru"}
+    assert {language: len(rows) for language, rows in xquad.items()} == counts(r"xquad/xquad\.(\w+)\.json")
+    assert set(xquad) == {"en", "de", "zh", "es", "ru"}
     for rows in xquad.values():
         assert len({row["context"] for row in rows}) == 240
         assert all(
@@ -267,6 +287,65 @@ def test_the_published_files():
             for row in rows
             for text, start in zip(row["references"], row["starts"], strict=True)
         )
-    assert {asked.language: len(asked.rows()) for asked in find(["xlsum"], None, REAL)}.items() >= {
-        ("fr", 300), ("es", 300), ("ru", 300)
-    }  # fmt: skip
+    names = {"fr": "french", "es": "spanish", "ru": "russian"}
+    xlsum = {asked.language: asked.rows() for asked in find(["xlsum"], None, REAL)}
+    assert {names[language]: len(rows) for language, rows in xlsum.items()} == counts(
+        r"xlsum_noncommercial/(\w+)_val\.jsonl"
+    )
+    assert all(row["text"] and row["summary"] for rows in xlsum.values() for row in rows)
+    samples = SHARED / "format_samples"
+    for name, read in (("xcsqa_example.jsonl", read_csqa), ("xlsum_example.jsonl", read_xlsum)):
+        rows = read(samples / name)
+        assert len(rows) == sum(bool(line.strip()) for line in (samples / name).open(encoding="utf-8"))
+    for row in read_csqa(samples / "xcsqa_example.jsonl"):
+        assert row["choices"][row["gold"]]
+
+
+# Language confusion
+
+
+def test_confusion_reads_the_benchmarks_folders(tmp_path):
+    for source, prompt in (("aya", "Was ist ein Baum?"), ("okapi", "Schreiben Sie,\nbitte.\n")):
+        (tmp_path / "test_sets/monolingual" / source).mkdir(parents=True)
+        text = f'prompt,source,language\n"{prompt}",{source},de\n'
+        (tmp_path / f"test_sets/monolingual/{source}/de.csv").write_text(text, encoding="utf-8")
+    (asked,) = find(["confusion"], None, tmp_path)
+    assert (asked.language, [row["id"] for row in asked.rows()]) == ("de", ["aya-0", "okapi-0"])
+    assert [asked.prompt(row) for row in asked.rows()] == ["Was ist ein Baum?", "Schreiben Sie,\nbitte."]
+    assert asked.target(asked.rows()[0]) == "de"
+    (tmp_path / "test_sets/monolingual/aya/de.csv").write_text("text\nx\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"item 1: wanted a column prompt, found \['text'\]"):
+        asked.rows()
+    with pytest.raises(DataError, match=r"Clone github\.com/for-ai"):
+        only("confusion", "de", None).rows()
+
+
+@pytest.mark.parametrize(
+    ("language", "answer", "line", "word"),
+    [
+        ("de", "Das Wetter ist heute sehr schön.\nMorgen wird es den ganzen Tag regnen.", 1, 1),
+        ("de", "Das Wetter ist heute sehr schön.\nTomorrow it will rain for the whole day.", 0, 1),
+        ("de", "Das Wetter ist heute sehr schön.\nTomorrow", 1, 1),  # too short a line to be judged
+        ("de", "Das Wetter ist heute 非常好 und warm.", 1, 0),
+        ("zh", "今天天气很好，我们去公园散步吧。", 1, 1),
+        ("zh", "今天天气很好，我们去 park 散步吧。", 1, 0),
+        ("ru", "Сегодня хорошая погода, и мы идём гулять.", 1, 1),
+        ("ru", "The weather is fine today and we go out.", 0, 0),
+        ("th", "วันนี้อากาศดีมากเราไปเดินเล่นที่สวนสาธารณะ", 1, 1),
+        ("ar", "الطقس جميل اليوم ونحن نذهب إلى الحديقة.", 1, 1),
+        ("fr", "", 0, 0),
+        ("fr", "12 + 7 = 19", 0, 0),
+    ],
+)
+def test_confusion_by_hand(language, answer, line, word):
+    assert stays(language, {}, answer) == {"line_pass": line, "word_pass": word}
+
+
+def test_tinybabels_beginnings_are_short_and_its_documents_stay_in_their_language():
+    for language in ("en", "zh", "th"):
+        asked = only("tinybabel_confusion", language, None)
+        texts = list(islice(documents(language, "test"), 3))
+        for row, text in zip(asked.rows(), texts, strict=False):
+            assert text.startswith(asked.prompt(row))
+            assert 0 < len(asked.prompt(row)) <= max(6, len(text) // 6)
+            assert asked.score(row, [text]) == {"line_pass": 1, "word_pass": 1}

@@ -43,24 +43,23 @@ def curve():
     return LanguageCurve(("ar", "zh", "th", "en"), prompts, masses, flat, flat, None, GRIDS, about)
 
 
-def values(chart):
-    spec = chart.to_dict()
-    return next(iter(spec["datasets"].values())) if "datasets" in spec else spec["data"]["values"]
+def values(spec, panel):
+    return spec["datasets"][panel["data"]["name"]]
 
 
 @pytest.mark.parametrize("kind", ["area", "heat"])
 def test_charts_hold_the_table(curve, kind):
-    chart = curve.plot(kind)
-    rows = values(chart)
+    spec = curve.plot(kind).to_dict()
+    rows = [{**row, "prompt": panel["title"]} for panel in spec["concat"] for row in values(spec, panel)]
     assert len(rows) == 3 * 2 * 5
+    languages = {"Arabic": 0, "Chinese": 1, "Thai": 2, "English": 3, UNKNOWN: 4}
     for row in rows:
-        languages = {"Arabic": 0, "Chinese": 1, "Thai": 2, "English": 3, UNKNOWN: 4}
-        mass = curve.of(row["prompt"])[row["layer"], languages[row["decoded"]]]
+        mass = curve.of(row["prompt"].removeprefix("prompts: "))[row["layer"], languages[row["decoded"]]]
         assert row["mass"] == pytest.approx(float(mass), abs=1e-5)
-    spec = json.dumps(chart.to_dict())
-    assert UNKNOWN in spec
+    for panel in spec["concat"]:
+        colour = panel["encoding"]["color"]["scale"]
+        assert dict(zip(colour["domain"], colour["range"], strict=True))[UNKNOWN] == charts.GREY
     if kind == "area":
-        assert charts.GREY in spec
         unknown = {row["order"] for row in rows if row["decoded"] == UNKNOWN}
         assert len(unknown) == 1
         assert unknown.pop() > max(row["order"] for row in rows if row["decoded"] != UNKNOWN), "on top"
@@ -70,7 +69,7 @@ def test_grid_from_right_to_left(curve):
     spec = charts.token_grid(curve, 0).to_dict()
     order = spec["layer"][0]["encoding"]["x"]["sort"]
     assert order == ["1 ·في", "0 كتاب"]
-    assert {row["token"] for row in values(charts.token_grid(curve, 0))} == {"كتاب", EVIL, "字", "ไทย"}
+    assert {row["token"] for row in values(spec, spec)} == {"كتاب", EVIL, "字", "ไทย"}
     assert charts.token_grid(curve, 1).to_dict()["layer"][0]["encoding"]["x"]["sort"] == ["0 x"]
     with pytest.raises(DataError, match="2 prompts were kept"):
         charts.token_grid(curve, 2)
@@ -121,10 +120,12 @@ def test_page(curve, tmp_path):
     assert page.tags.count("b") == 0
     assert any(EVIL in each for each in page.texts)
     assert "<b>model</b>" in "".join(page.texts)
-    assert not re.search(r"""<(script|link|img|iframe)[^>]*\b(src|href)=""", text.rpartition("</script>")[2])
-    isolated = [attributes for tag, attributes in page.attributes if tag == "bdi"]
-    assert {"lang": "ar", "dir": "rtl"} in isolated
-    assert {"lang": "zh", "dir": "ltr"} in isolated
+    assert not re.search(r"""<(script|link|img|iframe)[^>]*\b(src|href)=""", text.partition("<script")[0])
+    cells = {(each["lang"], each["dir"]) for tag, each in page.attributes if tag == "td"}
+    assert cells == {("ar", "rtl"), ("zh", "ltr"), ("th", "ltr"), ("en", "ltr"), ("", "auto")}
+    assert len([each for tag, each in page.attributes if each.get("class") == "key"]) == 1, "one key to the colours"
+    for spec in json.loads(re.search(r"^const \[specs, config\] = (.*);$", text, re.MULTILINE)[1])[0].values():
+        assert spec["encoding"]["color"]["legend"] is None
     directions = [
         attributes["dir"]
         for tag, attributes in page.attributes
@@ -145,7 +146,7 @@ def test_page(curve, tmp_path):
 )
 def test_page_names_the_model_without_its_folder(curve, tmp_path, name, shown):
     write_page(replace(curve, about={"model": {"name": name}}), tmp_path / "lens.html")
-    text = (tmp_path / "lens.html").read_text(encoding="utf-8").rpartition("</script>")[2]
+    text = (tmp_path / "lens.html").read_text(encoding="utf-8").partition("<script")[0]
     assert shown in text
     assert "private" not in text
 

@@ -82,7 +82,7 @@ def test_every_layer_of_every_family(name):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "gpt2"])
 def test_padding_batches_and_chunks_change_nothing(name, monkeypatch):
     model = tiny.tiny_model(name)
-    monkeypatch.setattr(decode, "CHUNK_BYTES", 4 * 64 * 3)  # three positions at a time
+    monkeypatch.setattr(decode, "CHUNK", 3)
     curve = lens(model, letters(), PROMPTS, PROFILE)
     assert curve.prompt_languages == ("fr", "fr", "sw", "sw", "sw")
     texts = [text for lines in PROMPTS.values() for text in lines]
@@ -97,7 +97,7 @@ def test_padding_batches_and_chunks_change_nothing(name, monkeypatch):
 
 def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):
     model = tiny.tiny_model("llama")
-    monkeypatch.setattr(decode, "CHUNK_BYTES", 4 * 64 * 5)
+    monkeypatch.setattr(decode, "CHUNK", 5)
     most = 0
 
     def watch(module, args, output):
@@ -107,7 +107,7 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):
     unembedding = Unembedding(model)
     handle = model.lm_head.register_forward_hook(watch)
     hidden = torch.randn(23, 32)
-    parts = [part for part, _ in unembedding.chunks(hidden)]
+    parts = [part for part, _ in unembedding.chunks(1, hidden)]
     handle.remove()
     assert most == 5
     assert [part.stop for part in parts] == [5, 10, 15, 20, 23]
@@ -204,7 +204,7 @@ def test_grid_shows_the_likeliest_tokens():
 def test_identifier_names_the_likeliest_string_alone(monkeypatch):
     def by_vowel(name, languages):
         assert (name, languages) == ("lingua", PROFILE.languages)
-        return lambda text: "fr" if text in "aeiou" else "zh" if text in "xqjz" else ""
+        return lambda text: "" if not text else "fr" if text in "aeiou" else "zh" if text in "xqjz" else ""
 
     monkeypatch.setattr(measure, "make_identifier", by_vowel)
     model = tiny.tiny_model("llama")
@@ -280,7 +280,7 @@ def test_nan_is_refused_by_layer():
     hidden = torch.randn(2, 32)
     hidden[1] = torch.nan
     with pytest.raises(NumericsError, match="output of layer 1"):
-        decode.read_layer(unembedding, 2, hidden, PROFILE.posterior.new_ones(64, 1))
+        decode.read_layer(unembedding, 2, hidden, torch.ones(64, 1), torch.ones(2, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from babelscope import cli
+from babelscope.corpora.sources import open_corpus
 from babelscope.lens import run as runs
 from babelscope.lens.curve import LanguageCurve
+from babelscope.lens.tuned import TunedLens
+from babelscope.lens.words import latent_language, translations
+from babelscope.models.load import load_model
 from fixtures_text import save_tiny_model, write_texts
 
 
@@ -32,6 +36,7 @@ def lens(world, capsys, monkeypatch):
         code = cli.main([str(each) for each in ["lens", model, *given, "--max-tokens", 24, "--out", out, *words]])
         return code, *capsys.readouterr()
 
+    command.model = model
     return command
 
 
@@ -67,22 +72,23 @@ def test_every_flag_reaches_the_library(lens, world, tmp_path, monkeypatch):
     asked = {}
 
     def note(model, tokenizer, corpora, prompts, out, **options):
+        options["words"] = {code: corpus.name for code, corpus in options["words"].items()}
         asked.update(options, dtype=next(model.parameters()).dtype, out=out)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "run_lens", note)
     words = "--profile-documents 7 --documents 5 --new-tokens 2 --identifier lingua --no-final-norm --top-k 3 --grids 2"
-    words += " --seed 4 --dtype float64 --prompts corpus"
+    words += " --tuned-documents 6 --words fr=tinybabel:fr --seed 4 --dtype float64 --prompts corpus"
     assert lens(tmp_path, *words.split())[0] == 130
     assert asked == {
         "profile_documents": 7, "documents": 5, "max_tokens": 24, "new_tokens": 2, "identifier": "lingua",
         "final_norm": False, "top_k": 3, "grids": 2, "seed": 4, "dtype": torch.float64, "out": tmp_path,
+        "tuned_documents": 6, "words": {"fr": "tinybabel:fr"},
     }  # fmt: skip
 
 
 def test_without_the_report_packages_the_numbers_are_written_all_the_same(lens, tmp_path, monkeypatch):
-    find = runs.importlib.util.find_spec
-    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None if name == "altair" else find(name))
+    monkeypatch.setitem(sys.modules, "altair", None)
     code, _, error = lens(tmp_path / "run", "--prompts", "corpus", "--documents", 1)
     assert code == 0
     assert 'pip install "babelscope[report]"' in error
@@ -143,8 +149,36 @@ def test_progress_in_a_file(lens, tmp_path, caplog):
     assert "profile of 3 languages" in caplog.text
 
 
-def test_progress_on_a_terminal(capsys):
-    with runs._Bar(True) as bar:
-        bar(3)
-    assert "3prompt" in capsys.readouterr().err.replace(" ", "")
-    assert sys.stderr is not None
+def test_progress_on_a_terminal(world, tmp_path, capsys):
+    model, texts = world
+    opened = {code: open_corpus(path) for code, path in texts.items()}
+    options = {"documents": 2, "max_tokens": 24, "progress": True}
+    runs.run_lens(*load_model(model), opened, opened, tmp_path / "run", **options)
+    assert "6prompt" in capsys.readouterr().err.replace(" ", "")
+
+
+def test_a_tuned_lens_and_words(lens, tmp_path):
+    lists = {
+        "fr": ["mer", "lune", "sel", "eau", "roue", "mil"],
+        "sw": ["bahari", "twiga", "chai", "pwani", "wao", "ya"],
+    }
+    words = []
+    for code, each in lists.items():
+        (tmp_path / f"{code}.txt").write_text("\n".join(each), encoding="utf-8")
+        words += ["--words", f"{code}={tmp_path / code}.txt"]
+    out = tmp_path / "run"
+    code, text, error = lens(out, "--prompts", "corpus", "--documents", 2, "--tuned-documents", 3, *words)
+    assert code == 0, error
+    assert "fr, sw" in text
+    assert "Translated words" in text
+    tuned = TunedLens.load(out / runs.TUNED)
+    assert LanguageCurve.load(out / runs.CURVE).about["settings"]["tuned"]["before"] == tuned.about["before"]
+    code, again, _ = lens(out, "--prompts", "corpus", "--documents", 2, "--tuned-documents", 3, *words, "--json")
+    rows = json.loads(again)["words"]
+    assert [(row["target"], row["layer"], row["language"]) for row in rows[:3]] == [
+        ("sw", 0, "sw"), ("sw", 0, "fr"), ("sw", 1, "sw"),
+    ]  # fmt: skip
+    model, tokenizer = load_model(lens.model)
+    asked = {"sw": lists["sw"], "fr": lists["fr"]}
+    found = latent_language(model, tokenizer, translations(lists["fr"], lists["sw"]), asked, tuned=tuned)
+    assert [row["probability"] for row in rows] == pytest.approx(found.mean().flatten().tolist(), abs=1e-6)

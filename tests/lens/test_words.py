@@ -38,8 +38,11 @@ def test_probability_of_all_beginnings():
 
 def test_beginnings_with_and_without_a_space_and_within_a_character():
     spelled = [b"", b"f", b" f", b"fl", b"lo", b" fleur", b"fleurs", "花".encode()[:1], "花".encode(), b" ", b"F"]
-    assert words._beginnings(spelled, "fleur") == {1, 2, 3, 5}
-    assert words._beginnings(spelled, " 花") == {7, 8}
+    places = {}
+    for token, each in enumerate(spelled):
+        places.setdefault(each.removeprefix(b" "), []).append(token)
+    assert words._beginnings(places, "fleur") == {1, 2, 3, 5}
+    assert words._beginnings(places, " 花") == {7, 8}
 
 
 def test_words_that_begin_alike_are_marked_and_left_out():
@@ -50,6 +53,41 @@ def test_words_that_begin_alike_are_marked_and_left_out():
     both = latent_language(tiny.tiny_model("llama"), letters(), ["a"], {"fr": ["mer"], "en": ["milk"]})
     with pytest.raises(DataError, match="every prompt"):
         both.mean()
+
+
+def test_prompts_of_translations():
+    source, target = ["mer", "sel", "eau"], ["海", "盐", "水"]
+    pairs = dict(zip(source, target, strict=True))
+    prompts = words.translations(source, target, shots=2)
+    for word, prompt in zip(source, prompts, strict=True):
+        *shown, asked = prompt.splitlines()
+        assert asked == f'"{word}" - "'
+        assert sorted(shown) == sorted(f'"{other}" - "{pairs[other]}"' for other in source if other != word)
+    assert words.translations(source, target, shots=2) == prompts
+    assert words.translations(source, target, shots=1, seed=1) != words.translations(source, target, shots=1)
+    for lists in ((source, target[:2]), (source[:2], target[:2])):
+        with pytest.raises(ConfigError, match="more than 2 words"):
+            words.translations(*lists, shots=2)
+
+
+def test_table_of_translations():
+    model, tokenizer = tiny.tiny_model("llama"), letters()
+    lists = {"French": ["mer", "lune", "eau"], "en": ["sea", "moon", "water"], "sw": ["bahari", "twiga", "chai"]}
+    rows = words.latent_table(model, tokenizer, lists, shots=1)
+    assert {(row["target"], row["language"]) for row in rows} == {
+        ("en", "en"), ("en", "fr"), ("sw", "sw"), ("sw", "en"), ("sw", "fr"),
+    }  # fmt: skip
+    prompts = words.translations(lists["French"], lists["sw"], shots=1)
+    asked = {"sw": lists["sw"], "en": lists["en"], "fr": lists["French"]}
+    found = latent_language(model, tokenizer, prompts, asked)
+    low, high = found.interval()
+    (row,) = [row for row in rows if (row["target"], row["language"], row["layer"]) == ("sw", "en", 1)]
+    assert row["probability"] == pytest.approx(float(found.probability[:, 1, 1].mean()))
+    assert (row["low"], row["high"]) == pytest.approx((float(low[1, 1]), float(high[1, 1])))
+    assert row["low"] < row["probability"] < row["high"]
+    assert (row["source"], row["prompts"]) == ("fr", 3)
+    alike = {"fr": ["mer", "sel"], "en": ["milk", "salt"]}
+    assert words.latent_table(model, tokenizer, alike, shots=1) == []
 
 
 def test_batches_change_nothing():

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
+from transformers import TrainerCallback
 
 import babelscope as bs
 from babelscope import Anatomy, NeuronAdapterConfig, NeuronSet
@@ -247,69 +249,119 @@ def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatc
         tuned(model, corpus=TEXTS[:1], held_out={})
     with pytest.raises(DataError, match="no usable document"):
         tuned(model, corpus=["", " "])
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"whole model in every process.*FSDP"):
+        tuned(model)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "babelscope\[tune\]"'):
         tuned(model)
 
 
-def test_trl_trains_it_unmodified(tmp_path: Path) -> None:
+def test_trl_trains_it_unmodified_also_with_checkpointed_activations(tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    model = byte_llama()
-    neurons = NeuronSet.from_indices(Anatomy(model, check=False), {"ffn": {0: [1, 2], 1: [3]}, "v": {0: [4]}})
-    settings = SFTConfig(
-        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, report_to="none",
-        max_length=24, packing=False, disable_tqdm=True, save_strategy="no", bf16=False, use_cpu=True,
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model=model,
-        args=settings,
-        train_dataset=Dataset.from_dict({"text": TEXTS[:8]}),
-        processing_class=byte_tokenizer(),
-        peft_config=NeuronAdapterConfig.from_neurons(neurons),
-    )
-    trainer.train()
-    merged = trainer.model.merge_and_unload()
-    report = changes(byte_llama(), merged, neurons)
-    assert report.exact
-    assert sum(each.values > 0 for each in report.tensors) == 7
+    curves = []
+    for checkpointing in (False, True):
+        model = byte_llama()
+        neurons = NeuronSet.from_indices(Anatomy(model, check=False), {"ffn": {0: [1, 2], 1: [3]}, "v": {0: [4]}})
+        settings = SFTConfig(
+            output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, report_to="none",
+            max_length=24, packing=False, disable_tqdm=True, save_strategy="no", bf16=False, use_cpu=True,
+            gradient_checkpointing=checkpointing, logging_steps=1,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=model,
+            args=settings,
+            train_dataset=Dataset.from_dict({"text": TEXTS[:8]}),
+            processing_class=byte_tokenizer(),
+            peft_config=NeuronAdapterConfig.from_neurons(neurons),
+        )
+        trainer.train()
+        curves.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert trainer.model.is_gradient_checkpointing is checkpointing
+        report = changes(byte_llama(), trainer.model.merge_and_unload(), neurons)
+        assert report.exact
+        assert sum(each.values > 0 for each in report.tensors) == 7
+    assert len(curves[0]) == 3
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 SCRIPT = """
-import sys
+import os, sys
 from pathlib import Path
 import babelscope as bs
+from babelscope.tuning.trainer import BitsPerByteTrainer
 from builders import byte_llama, byte_tokenizer
 from tuning.cases import neurons_of
 from tuning.test_train import HELD, RECIPE, TEXTS
+calls = 0
+evaluate = BitsPerByteTrainer.evaluate
+def killed(self, *args, **kwargs):
+    global calls
+    calls += 1
+    if calls == 3:
+        self.accelerator.wait_for_everyone()
+        os._exit(9)
+    return evaluate(self, *args, **kwargs)
+if sys.argv[2] == "killed":
+    BitsPerByteTrainer.evaluate = killed
 model = byte_llama()
 bs.tune(model, byte_tokenizer(), neurons_of(model), TEXTS, held_out=HELD, language="sw", run_dir=sys.argv[1], **RECIPE)
 """
 
 
-def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+def test_two_processes_killed_and_resumed_give_the_curve_of_one(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "script.py"), str(tmp_path / "two")],
-        capture_output=True, text=True, check=False, env={**os.environ, **path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    words = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *words.split(), str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def run(how: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*launch, str(tmp_path / "two"), how], capture_output=True, text=True, check=False, env=environment
+        )
+
+    assert run("killed").returncode != 0
+    kept = sorted(int(path.name.partition("-")[2]) for path in (tmp_path / "two" / CHECKPOINTS).iterdir())
+    assert len(kept) == 2
+    done = run("resumed")
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / HISTORY).read_text())
     one = tuned(byte_llama())
+    assert len(one.history["steps"]) > kept[-1]
     assert [each["loss"] for each in two["history"]["steps"]] == pytest.approx(
         [each["loss"] for each in one.history["steps"]], rel=1e-4
     )
     assert two["after"] == pytest.approx(one.after, rel=1e-4)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.place,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_resuming_runs_no_code_of_a_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer keeps optimiser, schedule and random states as torch files: weights_only=True is what guards them."""
+    monkeypatch.setattr(TrainerCallback, "on_save", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tuned(byte_llama(), run_dir=tmp_path / "run")
+    monkeypatch.undo()
+    (checkpoint,) = (tmp_path / "run" / CHECKPOINTS).iterdir()
+    torch.save(Bomb(tmp_path / "exploded"), checkpoint / name)
+    if name == "training_args.bin":  # is never read
+        tuned(byte_llama(), run_dir=tmp_path / "run")
+    else:
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            tuned(byte_llama(), run_dir=tmp_path / "run")
+    assert not (tmp_path / "exploded").exists()
+    torch.save(Bomb(tmp_path / "exploded"), tmp_path / "bomb")
+    torch.load(tmp_path / "bomb", weights_only=False)
+    assert (tmp_path / "exploded").exists(), "the bomb is one"

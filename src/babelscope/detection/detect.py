@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, 
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
 from babelscope.detection.checkpoint import Checkpoint
+from babelscope.detection.processes import Processes
 from babelscope.errors import ConfigError
 from babelscope.impacts.kernels import KernelName, choose_kernel, compute_dtype
 from babelscope.languages import get_language
@@ -120,6 +121,9 @@ def detect(
 ) -> Atlas:
     """Scores every neuron on every document of every language, in one streaming pass.
 
+    Under `torchrun` or `accelerate launch` each process scores its share of the documents; all return the same atlas,
+    and the first one writes it.
+
     Args:
         model: a causal language model of transformers, or its `Anatomy`.
         tokenizer: of the model.
@@ -138,8 +142,8 @@ def detect(
         field: of JSON lines and parquet.
         shard: (i, n): only every n-th document of the sample, from the i-th; merge the atlases with `|`.
         token_budget: rows x width of a batch; None: by device.
-        kernel: how attention impacts are computed; `auto` compiles when the work repays it.
-        run_dir: folder to keep the run in; the same call resumes it after a kill.
+        kernel: how attention impacts are computed; `auto`: Triton on a GPU, else compiled when the work repays it.
+        run_dir: folder to keep the run in; the same call resumes it after a kill. All processes of a run must see it.
         checkpoint_seconds: how much work a kill may lose.
         progress: True (a line on stderr), None (True on a terminal), or a function of `Progress`.
 
@@ -172,7 +176,7 @@ def detect(
         token_budget=token_budget,
         kernel=kernel,
     )
-    report = _reporter(progress)
+    report = _reporter(progress if job.processes.first else False)
     if run_dir is None:
         statistics, records = {}, {}
         with job.observer() as observer:
@@ -229,6 +233,7 @@ class _Job:
     kernel: KernelName
     identity: dict[str, Any]
     settings: dict[str, Any]
+    processes: Processes
 
     def asked(self) -> dict[str, Any]:
         """What decides the numbers of a run folder; compared when it is resumed."""
@@ -262,7 +267,7 @@ class _Job:
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
             seed=self.seed,
-            shard=self.shard,
+            shard=self.processes.share(self.shard),
         )
         made = batches(
             sample,
@@ -275,7 +280,7 @@ class _Job:
     def run(
         self, language: str, observer: Observer, report: Callable[[Progress], None], checkpoint: Checkpoint | None
     ) -> tuple[Statistics, list[dict[str, Any]]]:
-        """Scores one language, from its checkpoint if there is one."""
+        """Scores one language, this process's share from its checkpoint if there is one; returns that of all."""
         statistics = Statistics.empty(self.layout, compute_dtype(next(self.anatomy.model.parameters())))
         done, halved = 0, 0
         if checkpoint is not None:
@@ -300,6 +305,10 @@ class _Job:
             )
             if checkpoint is not None:
                 checkpoint.save(language, statistics, number + 1, halved)
+        logger.info("%s: %s", language, counts)
+        mine = torch.tensor([counts.used, counts.cut, halved])
+        used, cut, halved = self.processes.reduced(mine).tolist()
+        self.processes.together(statistics)
         identities = [part.identity() for part in self.corpora[language]]
         record = {
             "name": " + ".join(part.name for part in self.corpora[language]),
@@ -314,12 +323,11 @@ class _Job:
                 "empty": counts.empty,
                 "too_short": counts.too_short,
                 "not_sampled": counts.not_sampled,
-                "other_shards": counts.other_shards,
-                "cut": counts.cut,
+                "other_shards": counts.sampled - used,
+                "cut": cut,
             },
             "batches_halved": halved,
         }
-        logger.info("%s: %s", language, counts)
         return statistics, [record]
 
     def _score(self, batch: Batch, observer: Observer, statistics: Statistics) -> int:
@@ -353,28 +361,36 @@ def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seco
         "languages": list(job.corpora),
         "corpora_asked": {language: [part.name for part in parts] for language, parts in job.corpora.items()},
     }
-    with run_folder(folder, job.asked(), about):
-        checkpoint = Checkpoint(folder, seconds, job.layout)
-        if (folder / FILE).exists():
+    processes = job.processes
+    with run_folder(folder, job.asked(), about) if processes.first else nullcontext():
+        processes.wait()  # for the first to have opened the folder
+        checkpoint = Checkpoint(folder, seconds, job.layout, processes)
+        # What all processes see together decides: the first writes a file only after all have come that far.
+        if processes.agree((folder / FILE).exists()):
             logger.info("%s is finished already; nothing to do", folder)
             atlas = Atlas.load(folder)
-            if read_json(folder / "run.json").get("status") != "done":  # killed between the atlas and the record
-                _record_end(folder, atlas, checkpoint)
+            processes.wait()
+            if processes.first and read_json(folder / "run.json").get("status") != "done":
+                _record_end(folder, atlas, checkpoint)  # killed between the atlas and the record
             return atlas
         statistics, records = {}, {}
         with ExitStack() as stack:
             observer: Observer | None = None
             for language in job.corpora:
                 found = checkpoint.finished(language)
-                if found is None:
+                if not processes.agree(found is not None) or found is None:
                     if observer is None:
                         observer = stack.enter_context(job.observer())
                     found = job.run(language, observer, report, checkpoint)
-                    checkpoint.finish(language, *found)
+                    if processes.first:
+                        checkpoint.finish(language, *found)
                 statistics[language], records[language] = found
         atlas = Atlas(statistics, job.identity, job.settings, records)
-        atlas.save(folder)
-        _record_end(folder, atlas, checkpoint)
+        processes.wait()  # for the others to have read what is finished, which goes now
+        if processes.first:
+            atlas.save(folder)
+            _record_end(folder, atlas, checkpoint)
+        processes.wait()
         return atlas
 
 
@@ -466,6 +482,7 @@ def _prepare(
         kernel=choose_kernel(kernel, _exponentials(anatomy, wanted, documents, max_tokens, len(opened))),
         identity=ModelIdentity.of(anatomy.model).as_json(),
         settings=settings,
+        processes=Processes.join(),
     )
     for language in opened:
         job.documents_of(language)  # reads nothing yet, but refuses settings out of range before a folder is made

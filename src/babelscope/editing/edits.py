@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from babelscope.editing.forward import ForwardWatch, When
 from babelscope.editing.hooks import Site, refuse_compiled, without_compiling
-from babelscope.editing.operations import ON_WEIGHTS, Operation
+from babelscope.editing.operations import ON_WEIGHTS, Operation, RecordedActivations
 from babelscope.editing.weights import Place, multiply, places
 from babelscope.errors import ConfigError, UnsupportedModelError
 from babelscope.models.anatomy import Anatomy, resolve_slots
@@ -95,7 +96,8 @@ def ablate(
     op: str = "zero",
     factor: float | None = None,
     value: float | None = None,
-    reference: Atlas | Statistics | None = None,
+    reference: Atlas | Statistics | RecordedActivations | None = None,
+    seed: int = 0,
     rows: Sequence[NeuronSet | None] | None = None,
     when: When = "all",
     positions: Iterable[int] | None = None,
@@ -115,10 +117,16 @@ def ablate(
     Args:
         model: a causal language model of transformers, or its `Anatomy`.
         neurons: the set, for every row of a batch.
-        op: `zero`; `scale` by `factor`; `clamp` to `value`; `mean` of the unit over the tokens of `reference`.
+        op: `zero`; `scale` by `factor`; `clamp` to `value`; `mean` or `median` of the unit over the tokens of
+            `reference`; `resample`: at each token the values that all units have at one token of `reference`, which is
+            drawn at random.
         factor: for `scale`; above 1 amplifies.
         value: for `clamp`.
         reference: for `mean`: an atlas with activations (each of its languages weighs the same), or one language of it.
+            For `median` and `resample`: what `record_activations` returns, of all the units. The median of an even
+            number of tokens is the lower of the two in the middle.
+        seed: for `resample`. The same token at the same place gets the same draw, in every pass and batch; average over
+            seeds.
         rows: instead of `neurons`: a set, or None for no edit, for each row of the batch. When the batch is a multiple,
             each serves as many rows in turn (`generate` repeats rows so for beams and several return sequences).
         when: `prompt` (the pass that reads the prompt), `generation` (one new token on a filled cache), or `all`.
@@ -133,25 +141,26 @@ def ablate(
         ConfigError: arguments that are missing or contradict; no neuron at all; a unit out of range; a slot that the
             anatomy lacks; a unit that an open edit holds at another value; a batch that does not fit `rows`. On leaving
             without an exception: no forward pass ran that the edit is meant for.
-        UnsupportedModelError: a compiled model, a model sharded by tensor parallelism, `mean` on experts; on leaving
-            without an exception, forward passes that skipped the hooks.
+        UnsupportedModelError: a compiled model, a model sharded by tensor parallelism, a reference's value on experts;
+            on leaving without an exception, forward passes that skipped the hooks.
 
     Source: paper, section 2.1 ("deactivating" a neuron sets its parameters to zero).
     """
-    operation = Operation.parse(op, factor=factor, value=value, reference=reference)
+    operation = Operation.parse(op, factor=factor, value=value, reference=reference, seed=seed)
     sets = _sets(neurons, rows)
-    watch = ForwardWatch(when, positions, None if rows is None else len(rows))
     slots = dict.fromkeys(slot for each in sets if each is not None for slot in each.widths)
     anatomy = model if isinstance(model, Anatomy) else Anatomy(model, resolve_slots(slots), check=False)
     with ExitStack() as stack:
         opened = _OPEN.get(anatomy.model) or _Open(intact_fingerprint(anatomy.model))
         for each in sets:
             if each is not None:
-                _check_set(each, anatomy, opened.intact, force)
-        edits = Edits(operation, _units(sets, by_row=rows is not None), _watch=watch)
+                check_set(each, anatomy, opened.intact, force)
+        units = units_of(sets, by_row=rows is not None)
         if reference is not None:
-            touched = dict.fromkeys(slot for slot, _ in edits.units)
-            edits.operation = operation.with_means(reference, anatomy, touched, opened.intact, force)
+            slots = dict.fromkeys(slot for slot, _ in units)
+            operation = operation.with_reference(reference, anatomy, slots, opened.intact, force)
+        watch = ForwardWatch(when, positions, None if rows is None else len(rows), operation.draw)
+        edits = Edits(operation, units, _watch=watch)
         _apply(edits, anatomy, watch, opened, stack)
         yield edits
     edits._check_fired()
@@ -167,14 +176,23 @@ def _apply(edits: Edits, anatomy: Anatomy, watch: ForwardWatch, opened: _Open, s
     on_weights: dict[tuple[str, int], list[Place]] = {}
     by_hooks: dict[tuple[str, int], Site] = {}
     direct = edits.operation.name in ON_WEIGHTS and not watch.needed
+    reasons: Counter[str] = Counter()
     for (slot, layer), (units, members) in edits.units.items():
         found = places(anatomy, slot, layer, units, edits.operation) if direct else ""
         if isinstance(found, list):
             on_weights[slot, layer] = found
             continue
         if found:
-            logger.info("layer %d, slot %s: %s, so activations are edited by hooks", layer, slot, found)
+            reasons[found] += 1
         by_hooks[slot, layer] = Site(anatomy.layers[layer], slot, units, members, edits.operation, watch)
+    for reason, times in reasons.items():
+        logger.warning(
+            "%s in %d of %d edited places (slots of layers), so activations are edited there by hooks, at a cost per "
+            "token",
+            reason,
+            times,
+            len(edits.units),
+        )
     edits.on_weights, edits._sites = tuple(on_weights), by_hooks
     _refuse_conflicts(edits, opened)
     if by_hooks:
@@ -228,7 +246,8 @@ def _sets(neurons: NeuronSet | None, rows: Sequence[NeuronSet | None] | None) ->
     return sets
 
 
-def _check_set(neurons: NeuronSet, anatomy: Anatomy, intact: str, force: bool) -> None:
+def check_set(neurons: NeuronSet, anatomy: Anatomy, intact: str, force: bool) -> None:
+    """ProvenanceError or ConfigError unless a set fits a model whose fingerprint before any edit is `intact`."""
     resolve_slots(tuple(neurons.widths))
     lacking = [slot for slot in neurons.indices if slot not in anatomy.slots and any(map(len, neurons.indices[slot]))]
     if lacking:
@@ -247,7 +266,8 @@ def _check_set(neurons: NeuronSet, anatomy: Anatomy, intact: str, force: bool) -
                 )
 
 
-def _units(sets: list[NeuronSet | None], *, by_row: bool) -> Units:
+def units_of(sets: list[NeuronSet | None], *, by_row: bool = False) -> Units:
+    """The units of all sets together; `by_row`: and which set has which."""
     found: dict[tuple[str, int], list[Tensor]] = {}
     nothing = torch.empty(0, dtype=torch.int64)
     for row, each in enumerate(sets):

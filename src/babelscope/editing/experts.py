@@ -28,12 +28,13 @@ def edit_experts(module: nn.Module, site: Site, stack: ExitStack) -> None:
     """Applies a site's edit in an experts module until the stack closes.
 
     Raises:
-        UnsupportedModelError: `mean`, which a mixture of experts has no one meaning for, or weights that can't be read.
+        UnsupportedModelError: a value from a reference, which a mixture of experts has no one meaning for, or weights
+            that can't be read.
     """
-    if site.operation.name == "mean":
+    if site.operation.name not in ("zero", "scale", "clamp"):
         raise UnsupportedModelError(
-            f"{site}: op='mean' on experts. An atlas counts a unit's activation only at tokens routed to its expert, "
-            "but divides by all tokens, so it holds no mean to put in its place. Use zero, scale or clamp, or leave "
+            f"{site}: op={site.operation.name!r} on experts. A unit has an activation only at tokens routed to its "
+            "expert, so a reference holds none to put in its place at the others. Use zero, scale or clamp, or leave "
             "ffn out."
         )
     weights = (module.gate_up_proj, module.down_proj)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import babelscope
 from babelscope.editing.edits import Edits, ablate, has_open_edits
-from babelscope.editing.operations import ON_WEIGHTS, Operation
+from babelscope.editing.operations import ON_WEIGHTS, Operation, RecordedActivations
 from babelscope.editing.weights import multiply, places
-from babelscope.errors import RunFolderError, UnsupportedModelError
+from babelscope.errors import ConfigError, RunFolderError, UnsupportedModelError
 from babelscope.models.anatomy import Anatomy, dense_weight, resolve_slots
 from babelscope.models.interfaces import evaluation_mode
 from babelscope.models.load import ModelIdentity, fingerprint
@@ -69,17 +69,17 @@ def export(
     op: str = "zero",
     factor: float | None = None,
     value: float | None = None,
-    reference: Atlas | Statistics | None = None,
+    reference: Atlas | Statistics | RecordedActivations | None = None,
     max_shard_size: str = "5GB",
     force: bool = False,
 ) -> Exported:
     """Writes an edited model as a normal Hugging Face checkpoint.
 
     Weights in their dtype, configuration, generation configuration, tokenizer, a model card that states the edit, and
-    the neurons. `zero` and `scale` change weights and nothing else. `mean` and `clamp` put a constant in a unit's
-    place: for q, k and v in the bias of the projection, for o and ffn in the bias of W_O or W_down, as the unit's
-    column times the constant. An architecture without that bias but with a setting for it (`attention_bias`,
-    `mlp_bias`) has it turned on, with zeros for all the others.
+    the neurons. `zero` and `scale` change weights and nothing else. The others put a constant in a unit's place: for q,
+    k and v in the bias of the projection, for o and ffn in the bias of W_O or W_down, as the unit's column times the
+    constant. An architecture without that bias but with a setting for it (`attention_bias`, `mlp_bias`) has it turned
+    on, with zeros for all the others.
 
     The checkpoint is then read back by transformers. Its weights must be those of the edited model bit for bit, its
     logits equal to 64 times the epsilon of the dtype (a constant: and 5 % of what the edit changes). Only then does it
@@ -90,22 +90,27 @@ def export(
         tokenizer: of the model; saved along.
         neurons: the set.
         out: a folder that is new or empty.
-        op: as in `ablate`: `zero`, `scale`, `clamp` or `mean`.
+        op: as in `ablate`: `zero`, `scale`, `clamp`, `mean` or `median`.
         factor: for `scale`.
         value: for `clamp`.
-        reference: for `mean`.
+        reference: for `mean` and `median`.
         max_shard_size: of a weight file, as in `save_pretrained`.
         force: allow a set, or a reference, of another model with the same shapes.
 
     Raises:
         RunFolderError: `out` is a file or a folder with something in it.
-        ConfigError, ProvenanceError: as in `ablate`.
+        ConfigError: `resample`, whose values no weight can hold; and as in `ablate`.
+        ProvenanceError: as in `ablate`.
         UnsupportedModelError: an open edit; quantised or offloaded weights, or an adapter; a weight that is tied to
             another; a constant where the architecture has no bias; a checkpoint that is not the edited model.
     """
     folder = Path(out).expanduser()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RunFolderError(f"{folder} is there already and not an empty folder. Give a new one with --out.")
+    if op == "resample":
+        raise ConfigError(
+            "op='resample' takes other values at each token, which no weight can hold. Export op='median' or 'mean'."
+        )
     slots = resolve_slots(neurons.widths) if isinstance(neurons, NeuronSet) else None
     anatomy = model if isinstance(model, Anatomy) else Anatomy(model, slots, check=False)
     whole: Any = anatomy.model
@@ -180,7 +185,7 @@ def _refuse_unwritable(anatomy: Anatomy, edits: Edits) -> None:
 
 
 def _put_constants(anatomy: Anatomy, edits: Edits, stack: ExitStack) -> tuple[str, ...]:
-    """Writes the constants of `mean` or `clamp` into biases until the stack closes; returns the settings turned on."""
+    """Writes an edit's constants into biases until the stack closes; returns the settings turned on."""
     homes = {place: _home(anatomy, *place) for place in edits.units}
     names = {id(module): name for name, module in anatomy.model.named_modules()}
     lacking = [f"{names[id(home)]}.bias" for home in homes.values() if getattr(home, "bias", None) is None]
@@ -233,7 +238,7 @@ def _switch_biases_on(anatomy: Anatomy, lacking: list[str], operation: Operation
     missing = [name for name in lacking if not any(name in gained[each] for each in chosen)]
     if missing:
         raise UnsupportedModelError(
-            f"op={operation.name!r} needs {missing[0]}, but {anatomy.family} has no such bias, and its "
+            f"op={operation.name!r} needs {missing[0]}, but {type(anatomy.model).__name__} has no such bias, and its "
             f"configuration no setting that gives it (found {', '.join(offered) or 'none for biases'}). Leave "
             "those slots out with neurons.at(slots=...), or export op='zero' or 'scale'."
         )
@@ -342,6 +347,12 @@ def _in_words(settings: Any) -> str:
     return json.dumps(settings, ensure_ascii=False) if settings else ""
 
 
+def _reference(reference: Any) -> str:
+    if isinstance(reference, RecordedActivations):
+        return f"{reference.tokens} recorded tokens"
+    return ", ".join(getattr(reference, "languages", ()))
+
+
 def _card(exported: Exported, base: ModelIdentity, neurons: NeuronSet, reference: Any) -> str:
     """README.md of the checkpoint."""
     local = Path(base.name).is_absolute() or Path(base.name).exists()
@@ -358,7 +369,7 @@ def _card(exported: Exported, base: ModelIdentity, neurons: NeuronSet, reference
         ("fingerprint of the base model", base.fingerprint),
         ("fingerprint of this model", exported.fingerprint),
         ("operation", exported.operation),
-        ("reference of the means", ", ".join(getattr(reference, "languages", ())) if reference is not None else ""),
+        ("reference", _reference(reference)),
         ("neurons", f"{exported.neurons} of {neurons.universe} units"),
         ("language", known.get("language")),
         ("detector", known.get("detector")),

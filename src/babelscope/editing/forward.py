@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -26,6 +26,10 @@ When = Literal["all", "prompt", "generation"]
 The first generated token is read off the last prompt token, so it is already the prompt pass's."""
 
 
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""From the ids of tokens and their places in their sequences, int64 [B, T] each, to a number for each token."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What the running forward pass holds."""
@@ -38,6 +42,8 @@ class Batch:
     """Whether the edit has anything to do in it."""
     chosen: Tensor | None
     """bool [B, T]: the tokens to edit; None: all."""
+    drawn: Tensor | None
+    """int64 [B, T]: what was drawn for each token, if anything is to be."""
 
 
 class ForwardWatch:
@@ -47,15 +53,16 @@ class ForwardWatch:
         when: which forward passes count.
         positions: token positions that count, from each sequence's first unpadded token; None: all.
         rows: how many sets the user gave, one per row; None: one for all.
+        draw: what draws a number for each token, if an edit needs one.
 
     Raises:
         ConfigError: an unknown `when`, or positions that are no numbers of 0 or more.
     """
 
-    def __init__(self, when: str, positions: Iterable[int] | None, rows: int | None) -> None:
+    def __init__(self, when: str, positions: Iterable[int] | None, rows: int | None, draw: Draw | None = None) -> None:
         if when not in get_args(When):
             raise ConfigError(f"wanted when among {', '.join(get_args(When))}, found {when!r}. Correct it.")
-        self.when, self.rows = when, rows
+        self.when, self.rows, self.draw = when, rows, draw
         self.positions = None if positions is None else _places(positions)
         self.batch: Batch | None = None
         self.passes = 0
@@ -66,7 +73,7 @@ class ForwardWatch:
     @property
     def needed(self) -> bool:
         """Whether an edit can't do without knowing the batch."""
-        return self.when != "all" or self.positions is not None or self.rows is not None
+        return self.when != "all" or any(each is not None for each in (self.positions, self.rows, self.draw))
 
     def install(self, anatomy: Anatomy, stack: ExitStack) -> None:
         """Hooks the decoder until the stack closes."""
@@ -94,13 +101,18 @@ class ForwardWatch:
             )
         past = _cached(call.get("past_key_values"))
         phase = "generation" if past and tokens == 1 else "prompt"
-        active, chosen = self.when in ("all", phase), None
-        if active and self.positions is not None:
+        active, chosen, drawn = self.when in ("all", phase), None, None
+        if active and (self.positions is not None or self.draw is not None):
             place = _positions(call, size, tokens, past, states.device)
-            chosen = torch.isin(place, self.positions.to(place.device))
-            active = bool(chosen.any())
+            if self.positions is not None:
+                chosen = torch.isin(place, self.positions.to(place.device))
+                active = bool(chosen.any())
+            if self.draw is not None:
+                if not isinstance(ids, Tensor):
+                    raise ConfigError("op='resample' draws by token, found a call with inputs_embeds. Pass input_ids.")
+                drawn = self.draw(ids, place)
         self.matching += active
-        self.batch = Batch(size, tokens, active, chosen)
+        self.batch = Batch(size, tokens, active, chosen, drawn)
 
     def _after(self, *_: Any) -> None:
         self.batch = None

@@ -78,6 +78,9 @@ class Site:
             return states
         self.fired += 1
         channels, target = self.moved(states)
+        batch = self.watch.batch
+        if batch is not None and batch.drawn is not None:
+            target = self._shaped_as(states, target[batch.drawn.to(target.device)])
         part = states.index_select(-1, channels)
         result = self.operation.apply(part, target)
         mask = self._mask(states)
@@ -91,7 +94,7 @@ class Site:
         if batch is None and self.watch.needed:
             raise UnsupportedModelError(
                 f"{self}: the module ran outside a call of the whole model, so its rows and tokens are unknown. Call "
-                "the model itself, or leave out rows, when and positions."
+                "the model itself, or edit without rows, when, positions and resample."
             )
         return batch is None or batch.active
 
@@ -130,13 +133,19 @@ class Site:
         if batch.chosen is not None:
             chosen = batch.chosen.to(states.device)[..., None]
             mask = chosen if mask is None else mask & chosen
-        if mask is None or states.shape[:-1] == (batch.size, batch.tokens):
-            return mask
+        return None if mask is None else self._shaped_as(states, mask)
+
+    def _shaped_as(self, states: Tensor, values: Tensor) -> Tensor:
+        """Values that fit [B, T, n], flattened where the model has flattened its batch."""
+        batch = self.watch.batch
+        assert batch is not None
+        if states.shape[:-1] == (batch.size, batch.tokens):
+            return values
         if states.shape[:-1] == (batch.size * batch.tokens,):
-            return mask.expand(batch.size, batch.tokens, -1).flatten(0, 1)
+            return values.expand(batch.size, batch.tokens, -1).flatten(0, 1)
         raise UnsupportedModelError(
             f"{self}: wanted activations of {batch.size} rows x {batch.tokens} tokens, found {tuple(states.shape)}. "
-            "Rows and tokens can't be told apart in this model; leave out rows and positions."
+            "Rows and tokens can't be told apart in this model; edit without rows, positions and resample."
         )
 
     def __str__(self) -> str:

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from babelscope.corpora.batching import batches, padding_id, sample_documents
-from babelscope.corpora.sources import open_corpus
 from babelscope.editing.edits import Edits, ablate, intact_fingerprint
 from babelscope.editing.hooks import refuse_compiled, without_compiling
+from babelscope.editing.recorded import read_documents
 from babelscope.errors import ConfigError, ProvenanceError
 from babelscope.models.anatomy import Anatomy
-from babelscope.models.interfaces import evaluation_mode
 from babelscope.neurons.neuronset import NeuronSet
 
 if TYPE_CHECKING:
@@ -112,34 +110,15 @@ def residual_means(
     if not corpora:
         raise ConfigError("no corpus given. Give one per language, such as {'fr': texts, 'en': texts}.")
     anatomy = _layers_of(model)
-    inner: Any = anatomy.model
-    device = inner.get_input_embeddings().weight.device
+    draw = {"documents": documents, "max_tokens": max_tokens, "min_tokens": min_tokens, "seed": seed}
     means, tokens = {}, {}
-    with ExitStack() as stack:
-        evaluation_mode(inner, stack)
-        stack.enter_context(torch.no_grad())
-        adding = _Adding(anatomy, stack)
-        for language, spec in corpora.items():
-            adding.clear()
-            sample, _ = sample_documents(
-                open_corpus(spec),
-                tokenizer,
-                documents=documents,
-                max_tokens=max_tokens,
-                min_tokens=min_tokens,
-                seed=seed,
-            )
-            for batch in batches(sample, token_budget=token_budget, pad_id=padding_id(tokenizer)):
-                adding.counted = batch.counted
-                inner.base_model(
-                    input_ids=batch.input_ids.to(device),
-                    attention_mask=batch.attention_mask.to(device),
-                    use_cache=False,
-                )
-                adding.tokens += int(batch.counted.sum())
-            means[language] = torch.stack([total.cpu() for total in adding.totals]) / adding.tokens
-            tokens[language] = adding.tokens
-    return ResidualMeans(means, tokens, intact_fingerprint(inner))
+    for language, corpus in corpora.items():
+        with ExitStack() as stack:
+            adding = _Adding(anatomy, stack)
+            read_documents(anatomy.model, tokenizer, corpus, adding.start, token_budget=token_budget, **draw)
+        means[language] = torch.stack([total.cpu() for total in adding.totals]) / adding.tokens
+        tokens[language] = adding.tokens
+    return ResidualMeans(means, tokens, intact_fingerprint(anatomy.model))
 
 
 @contextmanager
@@ -149,7 +128,7 @@ def steer_by_means(
     target: str,
     source: str,
     *,
-    layers: Iterable[int],
+    layers: Iterable[int] | None = None,
     alpha: float = 1.0,
     force: bool = False,
 ) -> Iterator[dict[int, int]]:
@@ -163,7 +142,7 @@ def steer_by_means(
         means: of this model.
         target: the language that is wanted.
         source: the language to move away from.
-        layers: behind which the difference is added.
+        layers: behind which the difference is added; None: the middle half.
         alpha: how much of it; 1 moves the mean of the source onto that of the target, behind one layer.
         force: allow means of another model with the same shapes.
 
@@ -178,7 +157,8 @@ def steer_by_means(
     """
     anatomy = _layers_of(model)
     difference_LM = means.difference(target, source)
-    chosen = sorted({int(layer) for layer in layers})
+    middle = range(anatomy.n_layers // 4, anatomy.n_layers - anatomy.n_layers // 4)
+    chosen = sorted({int(layer) for layer in (middle if layers is None else layers)})
     if not chosen or chosen[0] < 0 or chosen[-1] >= anatomy.n_layers:
         raise ConfigError(f"the model has layers 0..{anatomy.n_layers - 1}, found {chosen or 'none'}. Correct layers.")
     width = anatomy.model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
@@ -219,9 +199,10 @@ class _Adding:
         for layer in anatomy.layers:
             stack.callback(layer.module.register_forward_hook(self._hook(layer.index)).remove)
 
-    def clear(self) -> None:
-        """Forgets all sums."""
-        self.tokens, self.totals = 0, [0.0] * len(self.totals)
+    def start(self, counted_BT: Tensor) -> None:
+        """Before each forward pass: which of its tokens count."""
+        self.counted = counted_BT
+        self.tokens += int(counted_BT.sum())
 
     def _hook(self, layer: int) -> Any:
         def add(module: nn.Module, args: Any, output: Any) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,103 @@ class Evaluation:
         return "\n".join(lines)
 
 
+class Exam:
+    """Tasks that are loaded once and put to a model again and again, under one edit after the other.
+
+    Args: as of `evaluate`.
+
+    Raises: as `evaluate`, for what can be seen before the model answers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tasks: Sequence[str],
+        languages: Sequence[str] | None = None,
+        limit: int | None = None,
+        *,
+        data: str | Path | None = None,
+        batch_size: int = 8,
+        chat_template: bool = False,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"wanted a limit of at least one item, found {limit}.")
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise ConfigError("the tokenizer has no chat template. Leave chat_template out: a base model gets none.")
+        ours = [name for name in tasks if name == "tinybabel" or name in TABLE]
+        self.theirs = _harness_tasks([name for name in tasks if name not in ours])
+        self.asked = find(ours, languages, data)
+        if not self.asked and not self.theirs:
+            raise ConfigError(f"wanted tasks, found none. There are {', '.join(TABLE)}, and tinybabel for its four.")
+        self.model, self.tokenizer = model, tokenizer
+        self._limit, self._batch_size, self._chat_template = limit, batch_size, chat_template
+        self.settings = {
+            "tasks": [*(each.name for each in self.asked), *self.theirs],
+            "task_version": VERSION,
+            "limit": limit,
+            "data": None if data is None else str(Path(data).absolute()),
+            "model": intact_fingerprint(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "batch_size": batch_size,
+            "chat_template": chat_template,
+        }
+        """What decides the numbers, but for the edit."""
+
+    @cached_property
+    def _tasks(self) -> dict[str, Any]:
+        """The harness's tasks by their names there."""
+        from lm_eval.tasks import TaskManager
+
+        with quiet_harness():
+            manager = TaskManager(include_defaults=bool(self.theirs))
+            loaded: dict[str, Any] = manager.load([*map(as_task, self.asked), *self.theirs])
+        for task in loaded["tasks"].values():  # as the harness's own command does
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        return loaded
+
+    def take(
+        self,
+        neurons: NeuronSet | None = None,
+        *,
+        languages: Sequence[str] | None = None,
+        answers: Answers | None = None,
+        quiet: bool = False,
+        **edit: Any,
+    ) -> Evaluation:
+        """The model's scores with neurons switched off or changed, if there are some.
+
+        Args:
+            neurons: what is edited while the model answers.
+            languages: codes, to ask in some of the languages only; None: all.
+            answers: kept already; new ones are added.
+            quiet: draw no progress.
+            **edit: op, factor, value and force, as of `evaluate`.
+        """
+        from lm_eval import evaluate as run_harness
+
+        loaded = self._tasks
+        if languages is not None:
+            chosen = {each.name for each in self.asked if each.language in languages}
+            loaded = {**loaded, "tasks": {name: task for name, task in loaded["tasks"].items() if name in chosen}}
+        with quiet_harness():
+            lm = EditedLM(
+                self.model, self.tokenizer, neurons=neurons, batch_size=self._batch_size, answers=answers, quiet=quiet,
+                **edit,
+            )  # fmt: skip
+            results: dict[str, Any] = run_harness(
+                lm, loaded, limit=self._limit, bootstrap_iters=0, apply_chat_template=self._chat_template,
+                fewshot_as_multiturn=self._chat_template,
+            )  # fmt: skip
+        results["config"] = {
+            "model": "babelscope", "batch_size": self._batch_size, "limit": self._limit, **environment(),
+        }  # fmt: skip
+        results["babelscope"] = {"cut": dict(lm.cut), "endless": dict(lm.endless)}
+        return Evaluation(tuple(_scores(results, {each.name: each.language for each in self.asked})), results)
+
+
 def evaluate(
     model: Any,
     tokenizer: Any,
@@ -133,27 +231,11 @@ def evaluate(
         RunFolderError: a run folder of other settings, or in use.
         MissingDependencyError: lm-evaluation-harness is not installed.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"wanted a limit of at least one item, found {limit}.")
-    if chat_template and not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("the tokenizer has no chat template. Leave chat_template out: a base model gets none.")
-    ours = [name for name in tasks if name == "tinybabel" or name in TABLE]
-    theirs = _harness_tasks([name for name in tasks if name not in ours])
-    asked = find(ours, languages, data)
-    if not asked and not theirs:
-        raise ConfigError(f"wanted tasks, found none. There are {', '.join(TABLE)}, and tinybabel for its four.")
-    settings = {
-        "tasks": [*(each.name for each in asked), *theirs],
-        "task_version": VERSION,
-        "limit": limit,
-        "data": None if data is None else str(Path(data).absolute()),
-        "model": intact_fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "neurons": neurons_digest(neurons),
-        "edit": {"op": op, "factor": factor, "value": value} if neurons else None,
-        "batch_size": batch_size,
-        "chat_template": chat_template,
-    }
+    exam = Exam(
+        model, tokenizer, tasks, languages, limit, data=data, batch_size=batch_size, chat_template=chat_template
+    )  # fmt: skip
+    edit: dict[str, Any] = {"op": op, "factor": factor, "value": value}
+    settings = {**exam.settings, "neurons": neurons_digest(neurons), "edit": edit if neurons else None}
     with ExitStack() as stack:
         folder = None
         if run_dir is not None:
@@ -163,27 +245,10 @@ def evaluate(
                 )
             about = {"command": "evaluate", "name": ModelIdentity.of(model).name, "provenance": _provenance(neurons)}
             folder = stack.enter_context(run_folder(Path(run_dir), settings, about))
-        stack.enter_context(quiet_harness())
-        from lm_eval import evaluate as run_harness
-        from lm_eval.tasks import TaskManager
-
-        loaded = TaskManager(include_defaults=bool(theirs)).load([*map(as_task, asked), *theirs])
-        for task in loaded["tasks"].values():  # as the harness's own command does
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        lm = EditedLM(
-            model, tokenizer, neurons=neurons, op=op, factor=factor, value=value, force=force, batch_size=batch_size,
-            answers=Answers(None if folder is None else folder / ANSWERS),
-        )  # fmt: skip
-        results: dict[str, Any] = run_harness(
-            lm, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
-        )  # fmt: skip
-        results["config"] = {"model": "babelscope", "batch_size": batch_size, "limit": limit, **environment()}
-        results["babelscope"] = {**settings, "cut": dict(lm.cut), "endless": dict(lm.endless)}
-        found = Evaluation(tuple(_scores(results, {each.name: each.language for each in asked})), results)
-        _tell(found)
+        answers = Answers(None if folder is None else folder / ANSWERS)
+        found = exam.take(neurons, answers=answers, force=force, **edit)
+        found.results["babelscope"].update(settings)
+        tell(found)
         if folder is not None:
             _write(folder, found)
             update_run(folder, status="finished")
@@ -242,7 +307,7 @@ def _interval(metric: str, items: Sequence[Any]) -> Interval:
     return bootstrap_mean(items)
 
 
-def _tell(found: Evaluation) -> None:
+def tell(found: Evaluation) -> None:
     """What a reader of a score must know about its items."""
     told = set()
     for score in found.scores:

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from babelscope.artifacts import digest
 from babelscope.editing.edits import ablate
 from babelscope.errors import ConfigError, MissingDependencyError
+from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.tasks.benchmarks import Asked, asked_by_name
 from babelscope.models.load import load_model
 from babelscope.neurons.neuronset import NeuronSet
@@ -61,40 +63,20 @@ class Answers:
     """Answers by request, in memory and, as they come, in a file of JSON lines."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._known: dict[str, Answer] = {}
-        if path is not None and path.exists():
-            for line in path.read_bytes().split(b"\n")[:-1]:  # a kill may have left half a line, and half a letter
-                content = json.loads(line)
-                key = content.pop("request")
-                self._known[key] = Answer(**content)
-            self._rewrite()
+        self._kept = Kept(path)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._known
+        return key in self._kept
 
     def __getitem__(self, key: str) -> Answer:
-        return self._known[key]
+        return Answer(**self._kept[key])
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._kept)
 
     def add(self, answers: dict[str, Answer]) -> None:
         """Keeps answers, all of them or none."""
-        self._known.update(answers)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(_as_lines(answers))
-
-    def _rewrite(self) -> None:
-        assert self._path is not None
-        self._path.write_text(_as_lines(self._known), encoding="utf-8")
-
-
-def _as_lines(answers: dict[str, Answer]) -> str:
-    return "".join(
-        json.dumps({"request": key, **asdict(answer)}, ensure_ascii=False) + "\n" for key, answer in answers.items()
-    )
+        self._kept.add({key: asdict(answer) for key, answer in answers.items()})
 
 
 class EditedLM(HFLM):  # type: ignore[misc]
@@ -109,6 +91,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         value: as of `ablate`.
         force: as of `ablate`.
         answers: where answers are kept, and those there are already.
+        quiet: draw no progress.
         dtype: as of `load_model`, for a model that is loaded here.
         device: for a model that is loaded here; None: the first GPU, else the CPU.
         revision: as of `load_model`.
@@ -130,6 +113,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         value: float | None = None,
         force: bool = False,
         answers: Answers | None = None,
+        quiet: bool = False,
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
@@ -147,6 +131,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self._neurons = NeuronSet.load(neurons) if isinstance(neurons, str | Path) else neurons
         self._edit: dict[str, Any] = {"op": op, "factor": factor, "value": value, "force": force}
         self.answers = Answers() if answers is None else answers
+        self._quiet = quiet
         self._flags: deque[bool] = deque()
         """Of the rows generated last: still going on at the limit."""
         self._fresh: dict[str, Answer] = {}
@@ -191,7 +176,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         size = BLOCK * self.batch_size if isinstance(self.batch_size, int) else len(order)
         blocks = [order[start : start + size] for start in range(0, len(order), size)]
         todo = [block for block in blocks if any(keys[index] not in self.answers for index in block)]
-        progress = tqdm(total=len(requests), disable=quiet or None, desc=kind.replace("_", " "))
+        progress = tqdm(total=len(requests), disable=quiet or self._quiet or None, desc=kind.replace("_", " "))
         progress.update(len(requests) - sum(map(len, todo)))
         with self.edited() if todo else nullcontext(), progress:
             for block in todo:
@@ -287,14 +272,18 @@ def write_task_files(asked: Sequence[Asked], folder: Path) -> list[Path]:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Keeps the harness's notes off the terminal; what matters of them is counted and told by us."""
-    noisy = logging.getLogger("lm_eval")
+    """Keeps the harness's notes and its bar for prompts off the terminal; what matters is counted and told by us."""
+    from lm_eval.api import task as module
+
+    noisy, bar = logging.getLogger("lm_eval"), module.tqdm
     level = noisy.level
     noisy.setLevel(logging.ERROR)
+    module.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
         noisy.setLevel(level)
+        module.tqdm = bar
 
 
 def main() -> None:

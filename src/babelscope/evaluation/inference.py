@@ -132,6 +132,26 @@ def paired_permutation(before: ArrayLike, after: ArrayLike, *, draws: int = 10_0
     return (1 + as_large) / (1 + draws)
 
 
+def paired_p(before: ArrayLike, after: ArrayLike) -> float:
+    """Two-sided p-value of a paired difference: McNemar's test for right and wrong, else by permutation.
+
+    A p-value near the smallest that the drawn sign changes allow is drawn again, twenty times as finely; it stays
+    valid, for only p-values that are small already are replaced.
+
+    Args:
+        before: [n] scores in one condition.
+        after: [n] the same items in the other.
+
+    Raises:
+        DataError: not the same items.
+    """
+    one, other = _finite(before), _finite(after)
+    if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
+        return mcnemar(one, other)
+    p = paired_permutation(one, other)
+    return p if p > 0.002 else paired_permutation(one, other, draws=200_000, seed=1)
+
+
 def against_random(effect: float, random: ArrayLike) -> AgainstRandom:
     """An effect against those of random sets: rank p-value (one-sided: at least as large) and standardised effect.
 
@@ -148,6 +168,41 @@ def against_random(effect: float, random: ArrayLike) -> AgainstRandom:
     spread, away = float(values.std(ddof=1)), effect - float(values.mean())
     standardised = away / spread if spread > 0 else math.copysign(math.inf, away) if away else 0.0
     return AgainstRandom((1 + int((values >= effect).sum())) / (1 + len(values)), standardised)
+
+
+def pooled_random(
+    effects: Sequence[float], random: Sequence[ArrayLike], *, draws: int = 20_000, seed: int = 0
+) -> float:
+    """One-sided p-value that several sets, each beside random ones of its own, have a mean effect like random sets.
+
+    In each group the tested set and its random ones change places at random, so that a few random sets in each of
+    several groups (languages) tell more than they could alone: five groups of five go down to 1 / 6^5.
+
+    Args:
+        effects: [L] of the tested sets, one per group; larger is more.
+        random: [L] effects of the random sets of each group, two or more.
+        draws: of places; all of them are counted where there are no more than that.
+        seed: of the draws.
+
+    Raises:
+        DataError: fewer than two random sets in a group, or another number of groups.
+    """
+    values = [_finite(each) for each in random]
+    tested = _finite(effects)
+    if len(values) != len(tested) or min(map(len, values)) < 2:
+        raise DataError(
+            f"wanted at least two random sets beside each of {len(tested)} sets, found {[len(each) for each in values]}"
+        )
+    groups = [np.concatenate([tested[place : place + 1], each]) for place, each in enumerate(values)]
+    observed = tested.sum() - 1e-12 * max(1.0, float(np.abs(tested).sum()))
+    if math.prod(map(len, groups)) <= draws:
+        sums = np.zeros(1)
+        for group in groups:
+            sums = (sums[:, None] + group).ravel()
+        return float((sums >= observed).mean())
+    generator = np.random.default_rng(seed)
+    sums = sum((generator.choice(group, draws) for group in groups), np.zeros(draws))
+    return (1 + int((sums >= observed).sum())) / (1 + draws)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -22,7 +22,9 @@ Source: paper Eq. 8 for the quantity; the sums are derived in the design note on
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,9 +33,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from babelscope.errors import ConfigError, MissingDependencyError
+
 logger = logging.getLogger(__name__)
 
-KernelName = Literal["auto", "compiled", "eager", "reference"]
+KernelName = Literal["auto", "triton", "compiled", "eager", "reference"]
 
 ROW_BLOCK = 32
 """Query rows handled at once. Smaller blocks skip more of the future (j > i); 32 was fastest on two CPU cores."""
@@ -97,32 +101,36 @@ def impact_squares(attention: Attention, changes: list[Change], kernel: KernelNa
     Args:
         attention: queries, keys and masks of one layer and batch.
         changes: one entry per question asked of the same attention (queries, keys); the probabilities are shared.
-        kernel: `compiled` (fused by torch.compile), `eager` (the same sums in chunks), or `reference` (every
-            channel's softmax written out).
+        kernel: `triton` (one sweep for all changes; float32 on a GPU, what else there is runs `compiled`), `compiled`
+            (fused by torch.compile), `eager` (the same sums in chunks), or `reference` (every channel's softmax
+            written out).
 
     Returns:
         For each change: [P, R, C], summed over the counted rows; dtype of the attention.
     """
-    sums = _compiled_sums() if kernel == "compiled" else _eager_sums
-    results = [change.rows[0].new_zeros(*change.rows[0].shape[:2], change.rows[0].shape[3]) for change in changes]
     extremes = [_extreme_channels(attention, change) for change in changes]
-    for start, stop, low, high in attention.blocks:
+    results = _triton_sums(attention, changes) if kernel == "triton" else None
+    swept = results is not None
+    if results is None:
+        results = [change.rows[0].new_zeros(*change.rows[0].shape[:2], change.rows[0].shape[3]) for change in changes]
+    if kernel == "reference":
+        extremes = [torch.ones_like(result, dtype=torch.bool).nonzero() for result in results]
+        swept = True
+    sums = _compiled_sums() if kernel in ("compiled", "triton") else _eager_sums
+    for result, extreme in zip(results, extremes, strict=True):
+        result[tuple(extreme.unbind(1))] = 0
+    for start, stop, low, high in attention.blocks if not swept or any(map(len, extremes)) else ():
         scores = attention.query[:, :, start:stop] @ attention.key[:, None, low:high].transpose(2, 3) * attention.scale
         bias = attention.bias(start, stop, low, high)
         probabilities, sink = _softmax(_capped(scores, attention.cap) + bias, attention.sink)
         weight = attention.row_weight[:, start:stop]
         for result, change, extreme in zip(results, changes, extremes, strict=True):
             part = change.block(start, stop, low, high)
-            if kernel == "reference":
-                every = torch.ones_like(result, dtype=torch.bool).nonzero()
-                _add_written_out(result, every, probabilities, scores, bias, weight, part, attention)
-                continue
-            block = sums(probabilities, scores, weight, part, attention.cap, sink)
-            if len(extreme):
+            if not swept:
+                block = sums(probabilities, scores, weight, part, attention.cap, sink)
                 block[tuple(extreme.unbind(1))] = 0
-            result += block
-            if len(extreme):
-                _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
+                result += block
+            _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
     return results
 
 
@@ -215,6 +223,30 @@ def _eager_sums(
             )
         )
     return torch.cat(chunks)
+
+
+_failed: list[Exception] = []
+"""Why Triton could not build the kernel here, so that it is not tried again."""
+
+
+def _triton_sums(attention: Attention, changes: list[Change]) -> list[Tensor] | None:
+    """The sums of all blocks in one sweep; None where Triton cannot run them, and `compiled` must."""
+    from triton.errors import TritonError
+
+    from babelscope.impacts.fused import fused_squares, runs_on
+
+    if _failed or not runs_on(attention.query):
+        return None
+    try:
+        return fused_squares(attention, changes)
+    except (TritonError, RuntimeError) as error:
+        # A pass of Triton's compiler that fails raises a plain RuntimeError.
+        if not isinstance(error, TritonError) and "PassManager" not in str(error):
+            raise
+        logger.warning("Triton could not build the attention kernel, so torch.compile does (%s)", type(error).__name__)
+        logger.debug("triton: %s", error)
+        _failed.append(error)
+        return None
 
 
 @functools.cache
@@ -319,19 +351,40 @@ def _add_written_out(
 
 
 def choose_kernel(requested: KernelName, elements: int) -> KernelName:
-    """Settles `auto`: fused where the work repays a compilation of some ten seconds, eager otherwise.
+    """Settles `auto`: Triton on a GPU, else torch.compile where that repays some ten seconds, else eager; and logs it.
 
     Args:
         requested: what the user asked for; anything but `auto` is kept.
         elements: exponentials that the whole job will need, about.
+
+    Raises:
+        MissingDependencyError: `triton` was asked for and is not installed.
+        ConfigError: `triton` was asked for where there is no GPU.
     """
+    chosen, why = _chosen(requested, elements)
+    logger.info("attention impacts: the %s kernel, %s", chosen, why)
+    return chosen
+
+
+def _chosen(requested: KernelName, elements: int) -> tuple[KernelName, str]:
+    has_triton, has_gpu = importlib.util.find_spec("triton") is not None, torch.cuda.is_available()
+    if requested == "triton":
+        if not has_triton:
+            raise MissingDependencyError("the kernel 'triton' needs Triton: pip install triton. Or leave out --kernel.")
+        if not has_gpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ConfigError(
+                "wanted a GPU for the kernel 'triton', found none. Leave out --kernel, or set TRITON_INTERPRET=1 to "
+                "try it on a CPU, very slowly."
+            )
     if requested != "auto":
-        return requested
+        return requested, "as asked"
+    if has_triton and has_gpu:
+        return "triton", "for there is a GPU"
     if elements < 2_000_000_000:
-        return "eager"
-    if not torch.cuda.is_available() and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        return "eager", f"for {elements:.1e} exponentials do not repay a compilation"
+    if not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         logger.warning(
             "no C++ compiler found, so the attention impacts run eagerly, several times slower: install g++ or clang"
         )
-        return "eager"
-    return "compiled"
+        return "eager", "without a compiler"
+    return "compiled", f"for {elements:.1e} exponentials"

@@ -1,7 +1,9 @@
-"""Charts of a language curve, as altair objects; and their files (PNG, SVG, PDF, HTML) without a network."""
+"""Charts of a language curve as altair objects; charts as files (PNG, SVG, PDF, HTML) and as parts of a page."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,58 +12,63 @@ from babelscope.languages import get_language
 from babelscope.lens.curve import ANY, UNKNOWN
 
 if TYPE_CHECKING:
-    from babelscope.lens.curve import LanguageCurve, TokenGrid
+    from babelscope.lens.curve import LanguageCurve
 
-# Paul Tol's "muted" and "bright" schemes, told apart by people who don't see all colours; grey is never a language.
 COLOURS = (
-    "#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#AA4499", "#999933", "#882255", "#44AA99", "#EE7733",
-    "#0077BB", "#33BBEE", "#EE3377", "#CC3311", "#009988", "#4477AA", "#228833", "#CCBB44", "#66CCEE", "#AA3377",
+    "#246dce", "#ceb618", "#860c61", "#61ce9e", "#793100", "#b6b6f3",
+    "#796d00", "#3d3d9e", "#c28655", "#619eaa", "#866186", "#6d92ff",
 )  # fmt: skip
-GREY = "#BBBBBB"
+"""Those of `babelscope.report.charts`, made to be told apart on white and on black, and by people who don't see all
+hues."""
+GREY = "#9aa0a8"
 FORMATS = (".png", ".svg", ".pdf", ".html", ".json")
-_PANEL = 180
+_PANEL = 190
 
 
-def colours(languages: tuple[str, ...]) -> dict[str, str]:
-    """A colour for each language; the unknown is grey."""
+def colours(languages: Sequence[str]) -> dict[str, str]:
+    """A colour for each language; what is unknown is grey."""
     return {code: COLOURS[place % len(COLOURS)] for place, code in enumerate(languages)} | {UNKNOWN: GREY, "": GREY}
 
 
 def stacked_area(curve: LanguageCurve) -> Any:
     """Mass by layer, stacked to 1, a panel per prompt language; the unknown is the grey on top."""
-    alt = _altair()
-    return (
-        alt.Chart(_values(curve))
-        .mark_area()
-        .encode(
-            x=alt.X("layer:Q", title="layer (0 = embeddings)", axis=alt.Axis(tickMinStep=1, format="d")),
-            y=alt.Y("mass:Q", stack="zero", title="share of the probability", scale=alt.Scale(domain=[0, 1])),
-            color=_colour(alt, curve),
-            order=alt.Order("order:Q", sort="ascending"),
-            tooltip=_tooltip(),
-        )
-        .properties(width=_PANEL, height=_PANEL * 0.75)
-        .facet(facet=alt.Facet("prompt:N", title="language of the prompts", sort=_prompt_names(curve)), columns=4)
-        .resolve_axis(x="independent")
-    )
+    return _altair().concat(*area_panels(curve).values(), columns=4)
 
 
 def heat_map(curve: LanguageCurve) -> Any:
-    """Mass by layer and decoded language, a panel per prompt language."""
+    """Mass by layer and decoded language, as the strength of the language's colour; a panel per prompt language."""
+    return _altair().concat(*heat_panels(curve).values(), columns=4)
+
+
+def area_panels(curve: LanguageCurve, *, key: bool = True) -> dict[str, Any]:
+    """The panels of `stacked_area` by prompt language; without a key to the colours for a page that has one."""
     alt = _altair()
-    return (
-        alt.Chart(_values(curve))
-        .mark_rect()
-        .encode(
-            x=alt.X("layer:O", title="layer (0 = embeddings)", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("decoded:N", title="decoded language", sort=[_name(code) for code in (*curve.languages, UNKNOWN)]),
-            color=alt.Color("mass:Q", title="mass", scale=alt.Scale(scheme="viridis", domain=[0, 1])),
-            tooltip=_tooltip(),
+    return {
+        code: base.mark_area().encode(
+            x=alt.X("layer:Q", title="layer (0 = embeddings)", axis=alt.Axis(tickMinStep=1, format="d", tickCount=5)),
+            y=alt.Y("mass:Q", stack="zero", title="share of probability", scale=alt.Scale(domain=[0, 1])),
+            color=_colour(curve, key),
+            order=alt.Order("order:Q", sort="ascending"),
         )
-        .properties(width=_PANEL, height=13 * (len(curve.languages) + 1))
-        .facet(facet=alt.Facet("prompt:N", title="language of the prompts", sort=_prompt_names(curve)), columns=4)
-        .resolve_axis(x="independent")
-    )
+        .properties(height=_PANEL * 0.75)
+        for code, base in _bases(curve).items()
+    }  # fmt: skip
+
+
+def heat_panels(curve: LanguageCurve, *, key: bool = True) -> dict[str, Any]:
+    """The panels of `heat_map` by prompt language; without a key to the colours for a page that has one."""
+    alt = _altair()
+    names = [_name(code) for code in (*curve.languages, UNKNOWN)]
+    return {
+        code: base.mark_rect().encode(
+            x=alt.X("layer:O", title="layer (0 = embeddings)", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+            y=alt.Y("decoded:N", title=None, sort=names),
+            color=_colour(curve, key),
+            opacity=alt.Opacity("mass:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.03, 1])),
+        )
+        .properties(height=alt.Step(14))
+        for code, base in _bases(curve).items()
+    }  # fmt: skip
 
 
 def token_grid(curve: LanguageCurve, prompt: int = 0) -> Any:
@@ -77,21 +84,16 @@ def token_grid(curve: LanguageCurve, prompt: int = 0) -> Any:
         DataError: no such prompt was kept.
     """
     alt = _altair()
-    grid = kept(curve, prompt)
+    if not 0 <= prompt < len(curve.grids):
+        raise DataError(f"{len(curve.grids)} prompts were kept for display, not number {prompt}. Raise grids=.")
+    grid = curve.grids[prompt]
     names = [f"{place} {visible(token)}" for place, token in enumerate(grid.tokens)]
     values = [
-        {
-            "layer": layer,
-            "position": names[place],
-            "token": visible(best[0]),
-            "probability": chances[0],
-            "language": _name(language or UNKNOWN),
-        }
-        for layer, (row, row_chances, row_languages) in enumerate(
-            zip(grid.top, grid.probability, grid.language, strict=True)
-        )
-        for place, (best, chances, language) in enumerate(zip(row, row_chances, row_languages, strict=True))
-    ]
+        {"layer": layer, "position": names[place], "token": visible(grid.top[layer][place][0]),
+         "probability": grid.probability[layer][place][0], "language": _name(grid.language[layer][place] or UNKNOWN)}
+        for layer in range(len(grid.top))
+        for place in range(len(names))
+    ]  # fmt: skip
     base = alt.Chart(alt.InlineData(values=values)).encode(
         x=alt.X(
             "position:N",
@@ -102,9 +104,8 @@ def token_grid(curve: LanguageCurve, prompt: int = 0) -> Any:
         y=alt.Y("layer:O", sort="descending", title="layer (0 = embeddings)"),
         tooltip=["layer:O", "position:N", "token:N", alt.Tooltip("probability:Q", format=".3f"), "language:N"],
     )
-    boxes = base.mark_rect().encode(
-        color=_colour(alt, curve, "language:N"), opacity=alt.Opacity("probability:Q", legend=None)
-    )
+    strength = alt.Opacity("probability:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.12, 0.6]))
+    boxes = base.mark_rect().encode(color=_colour(curve, True, "language:N"), opacity=strength)
     words = base.mark_text(fontSize=10, limit=54, clip=True).encode(text="token:N")
     return (boxes + words).properties(width=alt.Step(56), height=alt.Step(18))
 
@@ -124,8 +125,7 @@ def save_chart(chart: Any, path: str | Path) -> None:
     if path.suffix == ".json":
         path.write_text(chart.to_json(), encoding="utf-8")
         return
-    convert = vl_convert()
-    spec = chart.to_dict()
+    convert, spec = vl_convert(), chart.to_dict()
     if path.suffix == ".html":
         path.write_text(convert.vegalite_to_html(spec, bundle=True), encoding="utf-8")
     elif path.suffix == ".svg":
@@ -135,11 +135,26 @@ def save_chart(chart: Any, path: str | Path) -> None:
         path.write_bytes(made)
 
 
-def kept(curve: LanguageCurve, prompt: int) -> TokenGrid:
-    """The grid of a kept prompt; DataError if there is none."""
-    if not 0 <= prompt < len(curve.grids):
-        raise DataError(f"{len(curve.grids)} prompts were kept for display, not number {prompt}. Raise grids=.")
-    return curve.grids[prompt]
+def embedded(charts: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> str:
+    """A script element that draws altair charts into elements of a page, without a network.
+
+    It holds the library once (0.9 MB), whatever the number of charts; texts in the charts can't end it.
+
+    Args:
+        charts: by id of the element that shall hold it.
+        config: of Vega-Lite; colours may be `var(--name)`, since charts are drawn as SVG.
+
+    Raises:
+        MissingDependencyError: vl-convert isn't installed.
+    """
+    specs = {place: chart.to_dict() for place, chart in charts.items()}
+    # "<" would end the script element early in </script>; as an escape it is the same JSON.
+    data = json.dumps([specs, dict(config or {})], ensure_ascii=False).replace("<", "\\u003c")
+    return (
+        f'<script type="module">{vl_convert().javascript_bundle()}\nconst [specs, config] = {data};\n'
+        "for (const [id, spec] of Object.entries(specs))\n"
+        "  vegaEmbed(document.getElementById(id), spec, {config, renderer: 'svg', actions: false, ast: true});</script>"
+    )
 
 
 def right_to_left(code: str) -> bool:
@@ -175,38 +190,35 @@ def _altair() -> Any:
     return altair
 
 
-def _values(curve: LanguageCurve) -> Any:
-    """The tidy table as data of a chart, with names for people; not a data frame, which altair cuts at 5,000 rows."""
-    order = {code: place for place, code in enumerate((UNKNOWN, *reversed(curve.languages)))}
-    rows = [
-        {
-            "layer": row["layer"],
-            "prompt": _name(row["prompt_language"]),
-            "decoded": _name(row["decoded_language"]),
-            "order": -order[row["decoded_language"]],
-            **{name: round(row[name], 5) for name in ("mass", "low", "high")},
-        }
-        for row in curve.rows()
-    ]
-    return _altair().InlineData(values=rows)
+def _bases(curve: LanguageCurve) -> dict[str, Any]:
+    """A chart per prompt language over its part of the table; not a data frame, which altair cuts at 5,000 rows."""
+    alt = _altair()
+    order = {code: place for place, code in enumerate((*curve.languages, UNKNOWN))}
+    values: dict[str, list[dict[str, Any]]] = {}
+    for row in curve.rows():
+        values.setdefault(row["prompt_language"], []).append(
+            {
+                "layer": row["layer"],
+                "decoded": _name(row["decoded_language"]),
+                "order": order[row["decoded_language"]],
+                **{name: round(row[name], 5) for name in ("mass", "low", "high")},
+            }
+        )
+    tooltip = ["layer:Q", "decoded:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mass", "low", "high"))]
+    return {
+        code: alt.Chart(alt.InlineData(values=rows), title=f"prompts: {_name(code)}", width=_PANEL).encode(
+            tooltip=tooltip
+        )
+        for code, rows in values.items()
+    }
 
 
 def _name(code: str) -> str:
     return code if code in (ANY, UNKNOWN) else get_language(code).name
 
 
-def _prompt_names(curve: LanguageCurve) -> list[str]:
-    return [_name(code) for code in dict.fromkeys(curve.prompt_languages)]
-
-
-def _colour(alt: Any, curve: LanguageCurve, field: str = "decoded:N") -> Any:
-    codes = (*curve.languages, UNKNOWN)
-    chosen = colours(curve.languages)
+def _colour(curve: LanguageCurve, key: bool, field: str = "decoded:N") -> Any:
+    alt, codes, chosen = _altair(), (*curve.languages, UNKNOWN), colours(curve.languages)
     scale = alt.Scale(domain=[_name(code) for code in codes], range=[chosen[code] for code in codes])
-    return alt.Color(field, title="decoded language", scale=scale, legend=alt.Legend(symbolLimit=0))
-
-
-def _tooltip() -> list[Any]:
-    alt = _altair()
-    numbers = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mass", "low", "high")]
-    return ["prompt:N", "layer:Q", "decoded:N", *numbers]
+    legend = alt.Legend(symbolLimit=0, symbolOpacity=1) if key else None
+    return alt.Color(field, title="decoded language", scale=scale, legend=legend)

@@ -118,30 +118,17 @@ class LanguageCurve:
         self, prompt_language: str | None = None, *, resamples: int = 1000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
         """95 % bootstrap interval of the mass over prompts: low and high, each [L + 1, K + 1] float32."""
-        chosen = self._prompts(prompt_language)
-        found = _resampled(self.masses[chosen], _weights(len(chosen), resamples, seed))
-        low, high = np.quantile(found, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
-        return torch.from_numpy(low).float(), torch.from_numpy(high).float()
+        return bootstrap_interval(self.masses[self._prompts(prompt_language)], resamples, seed)
 
     def rows(self, *, resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
         """The tidy table: layer, prompt language, decoded language, mass, low, high."""
         table = []
-        for prompt_language in dict.fromkeys(self.prompt_languages):
-            mass = self.of(prompt_language)
-            low, high = self.interval(prompt_language, resamples=resamples, seed=seed)
-            for layer in range(self.n_layers + 1):
-                for column, decoded in enumerate((*self.languages, UNKNOWN)):
-                    table.append(
-                        {
-                            "layer": layer,
-                            "prompt_language": prompt_language,
-                            "decoded_language": decoded,
-                            **{
-                                name: float(each[layer, column])
-                                for name, each in (("mass", mass), ("low", low), ("high", high))
-                            },
-                        }
-                    )
+        for code in dict.fromkeys(self.prompt_languages):
+            numbers = torch.stack([self.of(code), *self.interval(code, resamples=resamples, seed=seed)], -1).tolist()
+            for layer, by_language in enumerate(numbers):
+                for decoded, (mass, low, high) in zip((*self.languages, UNKNOWN), by_language, strict=True):
+                    where = {"layer": layer, "prompt_language": code, "decoded_language": decoded}
+                    table.append({**where, "mass": mass, "low": low, "high": high})
         return table
 
     def to_frame(self, *, resamples: int = 1000, seed: int = 0) -> Any:
@@ -187,8 +174,11 @@ class LanguageCurve:
         chosen = self._prompts(own)
         masses = self.masses[chosen]
         control = torch.zeros_like(masses) if self.control is None else self.control[chosen]
-        weights = np.concatenate([np.full((1, len(chosen)), 1 / len(chosen)), _weights(len(chosen), resamples, seed)])
-        mass_RLC, control_RLC = _resampled(masses, weights), _resampled(control, weights)
+        # The first "resample" is the prompts as they are.
+        mass_RLC, control_RLC = (
+            np.concatenate([each.double().mean(0, keepdim=True).numpy(), bootstrap_means(each, resamples, seed)])
+            for each in (masses, control)
+        )
         home = self.languages.index(own)
         best: tuple[float, str] | None = None
         for code in (pivot,) if pivot else self.languages:
@@ -252,15 +242,18 @@ class LanguageCurve:
         )
 
 
-def _weights(prompts: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """[R, P], the share of each prompt in each resample."""
-    return np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, size=resamples) / prompts
+def bootstrap_means(values: Tensor, resamples: int, seed: int) -> NDArray[np.float64]:
+    """[R, ...], means of values [P, ...] over the prompts of each resample; the same resamples for the same seed."""
+    count = len(values)
+    share_RP = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples) / count
+    flat = share_RP @ values.double().numpy().reshape(count, -1)
+    return np.asarray(flat, dtype=np.float64).reshape(-1, *values.shape[1:])
 
 
-def _resampled(values: Tensor, weights_RP: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means over the prompts of each resample: [R, L + 1, K + 1]."""
-    flat = values.double().numpy().reshape(len(values), -1)
-    return np.asarray(weights_RP @ flat, dtype=np.float64).reshape(-1, *values.shape[1:])
+def bootstrap_interval(values: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor]:
+    """95 % interval of the mean over prompts of values [P, ...]: low and high, each [...] float32."""
+    low, high = np.quantile(bootstrap_means(values, resamples, seed), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+    return torch.from_numpy(low).float(), torch.from_numpy(high).float()
 
 
 def _stretch(

@@ -26,7 +26,8 @@ def identifier(name: str, languages: Sequence[str]) -> Callable[[str], str]:
 
     Args:
         name: `lingua` (chooses among the languages, abstains below a confidence of one half) or `cld3` (chooses among
-            all its languages, abstains where it calls itself unreliable).
+            all its languages, abstains where it calls itself unreliable; of the packages gcld3 and pycld3, which bind
+            it, the first that is there).
         languages: codes.
 
     Raises:
@@ -65,19 +66,35 @@ def _lingua(languages: Sequence[str]) -> Callable[[str], str]:
 
 
 def _cld3(languages: Sequence[str]) -> Callable[[str], str]:
-    try:
-        cld3 = importlib.import_module("cld3")
-    except ImportError as error:
-        raise MissingDependencyError("the identifier cld3 is missing: pip install pycld3") from error
+    ask = _cld3_binding()
 
     def find(text: str) -> str:
-        found = cld3.get_language(text)
+        found = ask(text)
         if found is None or not found.is_reliable:
             return ""
         try:
             language = get_language(found.language).code
         except ConfigError:
-            return ""  # one of the romanised languages of cld3, such as el-Latn, that nobody asked for
+            return ""  # `und`, or romanised text such as `el-Latn`, that nobody asked for
         return language if language in languages else ""
 
     return find
+
+
+def _cld3_binding() -> Callable[[str], Any]:
+    """From a text to something with `language` and `is_reliable`, or to None (pycld3, for a text of nothing)."""
+    try:
+        gcld3 = importlib.import_module("gcld3")
+    except ImportError:
+        try:
+            cld3 = importlib.import_module("cld3")
+        except ImportError as error:
+            raise MissingDependencyError(
+                "the identifier cld3 is missing: pip install gcld3 (which builds it: needs protoc and the headers of "
+                "protobuf). Or use the identifier lingua."
+            ) from error
+        ask: Callable[[str], Any] = cld3.get_language
+        return ask
+    # Its own least length is 140 bytes, which no token has.
+    identifier: Callable[[str], Any] = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000).FindLanguage
+    return identifier

@@ -6,24 +6,28 @@ Axes: `B` prompts of a batch, `T` tokens, `N` chosen positions, `V` vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from babelscope.corpora.batching import Batch, batches, padding_id, sample_documents
+from babelscope.corpora.batching import Batch, TokenizedDocument, batches, padding_id, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.errors import ConfigError
 from babelscope.languages import get_language
 from babelscope.lens.curve import ANY, LanguageCurve, TokenGrid
-from babelscope.lens.decode import LayerStates, Reading, Unembedding, read_layer, top_tokens
+from babelscope.lens.decode import Reading, Unembedding, read_layer
 from babelscope.lens.identify import identifier as make_identifier
 from babelscope.lens.tokens import token_bytes, token_text
+from babelscope.lens.tuned import TunedLens
 from babelscope.lens.vocabulary import VocabularyProfile
 from babelscope.models.anatomy import Anatomy
+from babelscope.models.interfaces import evaluation_mode
 from babelscope.models.load import ModelIdentity
 
 Prompts = str | Path | Iterable[str] | Corpus | Mapping[str, str | Path | Iterable[str] | Corpus]
@@ -39,6 +43,7 @@ def language_lens(
     max_tokens: int = 128,
     new_tokens: int = 0,
     final_norm: bool = True,
+    tuned: TunedLens | None = None,
     identifier: str | None = None,
     top_k: int = 5,
     grids: int = 1,
@@ -62,6 +67,7 @@ def language_lens(
         new_tokens: 0 reads the positions of the prompt. Above 0 the model first continues each prompt greedily by at
             most so many tokens, and the positions that choose those are read instead.
         final_norm: False leaves the final norm out for all layers but the last, as the paper's released code does.
+        tuned: translates every layer but the last before it is decoded.
         identifier: None for the profile; `lingua` or `cld3` for the paper's way: the language of the likeliest token's
             string alone, what the identifier won't name being unknown.
         top_k: likeliest tokens kept in a grid.
@@ -74,7 +80,7 @@ def language_lens(
         ConfigError: a tokenizer that doesn't fit the model, an unknown language or identifier, a setting out of range.
         DataError: no usable prompt.
         NumericsError: a layer that decodes to NaN.
-        ProvenanceError: a profile of another tokenizer.
+        ProvenanceError: a profile of another tokenizer, or a tuned lens of another model.
         UnsupportedModelError: a model whose layers can't be decoded.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020), for the decoding; paper, section 2.2, for the
@@ -86,7 +92,7 @@ def language_lens(
         if value < (name == "top_k"):
             raise ConfigError(f"{name} must be at least {int(name == 'top_k')}, found {value}. Raise it.")
     opened = _opened(prompts)
-    unembedding = Unembedding(model)
+    unembedding = Unembedding(model, final_norm=final_norm, tuned=tuned)
     longest = getattr(unembedding.model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and max_tokens + new_tokens > longest:
         raise ConfigError(
@@ -97,8 +103,7 @@ def language_lens(
             f"the tokenizer has {len(profile.counts)} tokens, the model only {unembedding.vocabulary}. Load the "
             "tokenizer of this model."
         )
-    texts = [token_text(each) for each in token_bytes(tokenizer)]
-    reader = _Reader(unembedding, profile, _names(tokenizer, texts), final_norm, identifier, top_k, seed)
+    reader = _Reader(unembedding, profile, tokenizer, identifier, top_k, grids, seed)
     rows: list[_Prompt] = []
     prompt_languages: list[str] = []
     for language, corpus in opened.items():
@@ -107,17 +112,16 @@ def language_lens(
         )
         found: dict[int, _Prompt] = {}
         for batch in batches(sample, token_budget=token_budget, pad_id=padding_id(tokenizer)):
-            chosen = batch.counted
             if new_tokens:
-                batch, chosen = _continued(unembedding.model, tokenizer, batch, new_tokens)
-            kept = batch.position < grids
-            found |= zip(batch.position.tolist(), reader.read(batch, chosen, kept, language), strict=True)
+                batch = _continued(unembedding.model, tokenizer, batch, new_tokens)
+            found |= zip(batch.position.tolist(), reader.read(batch, language), strict=True)
             if progress is not None:
                 progress(len(batch))
         rows += [found[position] for position in sorted(found)]
         prompt_languages += [language] * len(found)
     settings = {
-        "final_norm": final_norm, "identifier": identifier, "max_tokens": max_tokens, "new_tokens": new_tokens,
+        "final_norm": final_norm, "tuned": tuned and dict(tuned.about), "identifier": identifier,
+        "max_tokens": max_tokens, "new_tokens": new_tokens,
         "documents": documents, "seed": seed,
     }  # fmt: skip
     about = {
@@ -158,18 +162,20 @@ class _Reader:
         self,
         unembedding: Unembedding,
         profile: VocabularyProfile,
-        texts: list[str],
-        final_norm: bool,
+        tokenizer: Any,
         identifier: str | None,
         top_k: int,
+        grids: int,
         seed: int,
     ) -> None:
-        self.unembedding, self.languages, self.texts = unembedding, profile.languages, texts
-        self.final_norm, self.top_k = final_norm, top_k
+        self.unembedding, self.languages = unembedding, profile.languages
+        self.top_k, self.grids = top_k, grids
         beyond = unembedding.vocabulary - len(profile.posterior)  # a padded vocabulary: those speak no language
-        nothing = torch.zeros(beyond, len(self.languages) + 1)
-        nothing[:, -1] = 1
-        self.posterior = torch.cat([profile.posterior, nothing])
+        nothing = nn.functional.one_hot(torch.full((beyond,), len(self.languages)), len(self.languages) + 1)
+        self.posterior = torch.cat([profile.posterior, nothing.float()])
+        special = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
+        texts = [special.get(token, token_text(each)) for token, each in enumerate(token_bytes(tokenizer))]
+        self.texts = texts + [""] * beyond
         self.identify = None if identifier is None else make_identifier(identifier, self.languages)
         if self.identify is None:
             shuffled = self.posterior.clone()
@@ -178,27 +184,20 @@ class _Reader:
             shuffled[spoken] = self.posterior[spoken[draw]]
             self.table = torch.cat([self.posterior, shuffled], 1)
         else:
-            self.table = self.posterior[:, -1:]  # entropy and the likeliest tokens are all that is needed
+            self.table = self.posterior[:, :0]  # entropy and the likeliest tokens are all that is needed
         self.table = self.table.to(unembedding.device)
 
-    def read(self, batch: Batch, chosen_BT: Tensor, kept_B: Tensor, language: str) -> list[_Prompt]:
-        """A `_Prompt` for each row of a batch."""
-        row_N = chosen_BT.nonzero()[:, 0]
+    def read(self, batch: Batch, language: str) -> list[_Prompt]:
+        """A `_Prompt` for each row of a batch, from its counted positions."""
+        row_N = batch.counted.nonzero()[:, 0]
+        kept_B = batch.position < self.grids
         shown_N = kept_B[row_N]
         readings: list[Reading] = []
-        tops: list[tuple[Tensor, Tensor]] = []
-        last = len(self.unembedding.layers)
 
         def visit(layer: int, hidden_NM: Tensor) -> None:
-            norm = self.final_norm or layer == last
-            readings.append(read_layer(self.unembedding, layer, hidden_NM, self.table, final_norm=norm).to("cpu"))
-            if bool(shown_N.any()):
-                shown = hidden_NM[shown_N.to(hidden_NM.device)]
-                ids, chances = top_tokens(self.unembedding, shown, self.top_k, final_norm=norm)
-                tops.append((ids.cpu(), chances.cpu()))
+            readings.append(read_layer(self.unembedding, layer, hidden_NM, self.table, shown_N, self.top_k))
 
-        with LayerStates(self.unembedding, visit) as states:
-            states.run(batch.input_ids, batch.attention_mask, chosen_BT)
+        self.unembedding.run(batch.input_ids, batch.attention_mask, batch.counted, visit)
         top_LN = torch.stack([reading.top for reading in readings])
         mass_LNC = torch.stack([self._mass(reading) for reading in readings])
         entropy_LN = torch.stack([reading.entropy for reading in readings])
@@ -212,40 +211,36 @@ class _Reader:
             prompt = _Prompt(mass, entropy, agreement)
             if bool(kept_B[row]):
                 at = row_N[shown_N] == row
-                ids = batch.input_ids[row][chosen_BT[row]]
-                prompt.grid = self._grid(language, ids, [(top[at], chance[at]) for top, chance in tops])
+                likeliest = [(reading.shown[at].tolist(), reading.chances[at].tolist()) for reading in readings]
+                prompt.grid = self._grid(language, batch.input_ids[row][batch.counted[row]].tolist(), likeliest)
             prompts.append(prompt)
         return prompts
 
     def _mass(self, reading: Reading) -> Tensor:
+        """[N, C]; of an identifier, all of a position's mass is on what it calls the likeliest token."""
         if self.identify is None:
             return reading.mass
-        columns = [self._identified(token) for token in reading.top.tolist()]
-        return nn.functional.one_hot(torch.tensor(columns), len(self.languages) + 1).double()
+        columns = torch.tensor([self._column(token) for token in reading.top.tolist()])
+        return nn.functional.one_hot(columns, len(self.languages) + 1)
 
-    def _identified(self, token: int) -> int:
-        assert self.identify is not None
-        found = self.identify(self.texts[token]) if token < len(self.texts) else ""
-        return self.languages.index(found) if found else len(self.languages)
+    def _column(self, token: int) -> int:
+        """Which language a token speaks, if one is more likely than not; else the last."""
+        if self.identify is not None:
+            found = self.identify(self.texts[token])
+            return self.languages.index(found) if found else len(self.languages)
+        best = self.posterior[token].max(0)
+        return int(best.indices) if float(best.values) > 0.5 else len(self.languages)
 
-    def _grid(self, language: str, ids_T: Tensor, tops: list[tuple[Tensor, Tensor]]) -> TokenGrid:
-        def text(token: int) -> str:
-            return self.texts[token] if token < len(self.texts) else ""
-
-        def spoken(token: int) -> str:
-            if self.identify is not None:
-                column = self._identified(token)
-            else:
-                best = self.posterior[token].max(0)
-                column = int(best.indices) if float(best.values) > 0.5 else len(self.languages)
-            return (*self.languages, "")[column]
-
+    def _grid(
+        self, language: str, ids: list[int], likeliest: list[tuple[list[list[int]], list[list[float]]]]
+    ) -> TokenGrid:
+        codes = (*self.languages, "")
         return TokenGrid(
             language,
-            [text(token) for token in ids_T.tolist()],
-            [[[text(token) for token in place] for place in ids.tolist()] for ids, _ in tops],
-            [chances.double().tolist() for _, chances in tops],
-            [[spoken(place[0]) for place in ids.tolist()] for ids, _ in tops],
+            [self.texts[token] for token in ids],
+            [[[self.texts[token] for token in place] for place in tokens] for tokens, _ in likeliest],
+            [chances for _, chances in likeliest],
+            [[codes[self._column(place[0])] for place in tokens] for tokens, _ in likeliest],
         )
 
 
@@ -260,14 +255,8 @@ def _opened(prompts: Prompts) -> dict[str, Corpus]:
     }
 
 
-def _names(tokenizer: Any, texts: list[str]) -> list[str]:
-    """Texts of the tokens, with the names of special ones, which have no text."""
-    special = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
-    return [special.get(token, text) for token, text in enumerate(texts)]
-
-
-def _continued(model: Any, tokenizer: Any, batch: Batch, new_tokens: int) -> tuple[Batch, Tensor]:
-    """The batch with the model's greedy continuations, and the positions [B, T] that chose them."""
+def _continued(model: Any, tokenizer: Any, batch: Batch, new_tokens: int) -> Batch:
+    """The batch with the model's greedy continuations; counted are the positions that chose them."""
     device, pad = model.get_input_embeddings().weight.device, padding_id(tokenizer)
     lengths = batch.attention_mask.sum(1).tolist()
     width = max(lengths)
@@ -275,7 +264,8 @@ def _continued(model: Any, tokenizer: Any, batch: Batch, new_tokens: int) -> tup
     for row, length in enumerate(lengths):  # generation continues at the right end
         ids_BT[row, width - length :] = batch.input_ids[row, :length]
         mask_BT[row, width - length :] = 1
-    with torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        evaluation_mode(model, stack)
         made = model.generate(
             input_ids=ids_BT.to(device),
             attention_mask=mask_BT.to(device),
@@ -283,30 +273,15 @@ def _continued(model: Any, tokenizer: Any, batch: Batch, new_tokens: int) -> tup
             do_sample=False,
             pad_token_id=pad,
         ).cpu()
-    stops = _stop_ids(model)
+    stop = model.generation_config.eos_token_id
     documents = []
     for row, length in enumerate(lengths):
-        fresh = list(_until(made[row, width:].tolist(), stops))
-        documents.append((torch.cat([batch.input_ids[row, :length], torch.tensor(fresh)]), length, len(fresh)))
-    longest = max(len(ids) for ids, _, _ in documents)
-    ids_BT = torch.full((len(batch), longest), pad)
-    mask_BT = torch.zeros(len(batch), longest, dtype=torch.int64)
-    chosen_BT = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, (ids, length, count) in enumerate(documents):
-        ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = ids, 1
-        chosen_BT[row, length - 1 : length - 1 + count] = True
-    continued = Batch(ids_BT, mask_BT, chosen_BT, batch.document_index, batch.position, batch.n_bytes)
-    return continued, chosen_BT
-
-
-def _stop_ids(model: Any) -> set[int]:
-    stop = model.generation_config.eos_token_id
-    return set() if stop is None else set(stop) if isinstance(stop, list) else {int(stop)}
-
-
-def _until(tokens: Iterable[int], stops: set[int]) -> Iterator[int]:
-    """Tokens up to and with the first stop: what comes after it is padding."""
-    for token in tokens:
-        yield token
-        if token in stops:
-            return
+        fresh = made[row, width:].numpy()
+        ends = np.flatnonzero(np.isin(fresh, [] if stop is None else stop))  # what comes after the first is padding
+        ids = np.concatenate([batch.input_ids[row, :length], fresh[: ends[0] + 1] if len(ends) else fresh])
+        place = np.arange(len(ids))
+        passed_over = (place < length - 1) | (place == len(ids) - 1)
+        position = int(batch.position[row])
+        documents.append(TokenizedDocument(position, position, ids.astype(np.int32), passed_over, 0, False))
+    (continued,) = batches(documents, token_budget=len(batch) * max(len(each.ids) for each in documents), pad_id=pad)
+    return continued

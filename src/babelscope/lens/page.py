@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from babelscope import tinybabel
 from babelscope.languages import get_language
-from babelscope.lens import charts
+from babelscope.lens.charts import area_panels, colours, embedded, heat_panels, right_to_left, visible
 from babelscope.lens.curve import ANY, UNKNOWN
 
 if TYPE_CHECKING:
     from babelscope.lens.curve import LanguageCurve, TokenGrid
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, "Noto Sans", sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em;
-       color: #222; background: #fff; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1f24; --soft: #565d67; --line: #dcdfe4; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15171c; --ink: #e8eaee; --soft: #a9b0bb; --line: #343943; } }
+body { font: 16px/1.5 system-ui, "Noto Sans", sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem;
+       color: var(--ink); background: var(--paper); }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
+h1 { font-size: clamp(1.4rem, 5vw, 2rem); } h2 { font-size: 1.25rem; margin-top: 2rem; }
+p, li { max-width: 45rem; overflow-wrap: anywhere; }
+.key { position: sticky; top: 0; z-index: 1; max-width: none; margin: 0; padding: .4rem 0; background: var(--paper);
+       display: flex; flex-wrap: wrap; gap: .1rem .8rem; font-size: .82rem; max-height: 25vh; overflow-y: auto; }
+.key span::before { content: ""; display: inline-block; width: .8em; height: .8em; margin-inline-end: .35em;
+       background: var(--c); }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; }
 .scroll { overflow-x: auto; }
-table.tokens { border-collapse: collapse; font-size: 12px; }
-table.tokens td, table.tokens th { border: 1px solid #fff; padding: 1px 5px; white-space: pre; text-align: center;
-       max-width: 9em; overflow: hidden; text-overflow: ellipsis; font-weight: normal; }
-table.tokens th { background: #eee; }
-.key span { display: inline-block; padding: 0 .5em; margin: 0 .3em .3em 0; }
+.tokens { border-collapse: separate; border-spacing: 1px; font-size: .8rem; }
+.tokens th { font-weight: 500; color: var(--soft); padding: 1px .4rem; white-space: pre; }
+.tokens th:first-child { position: sticky; inset-inline-start: 0; background: var(--paper); }
+.tokens td { background: color-mix(in srgb, var(--c) var(--p), var(--paper)); padding: 1px .4rem; white-space: pre;
+       text-align: center; max-width: 9em; overflow: hidden; text-overflow: ellipsis; }
+#vg-tooltip-element { background: var(--paper); color: var(--ink); border: 1px solid var(--line); }
 """
+_LETTERS = {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "titleFontWeight": "normal"}
+_THEME = {
+    "background": "transparent",
+    "font": "inherit",
+    "view": {"stroke": None},
+    "axis": {**_LETTERS, "gridColor": "var(--line)", "domainColor": "var(--line)", "tickColor": "var(--line)"},
+    "title": {"color": "var(--ink)", "anchor": "start"},
+}
 
 
 def write_page(curve: LanguageCurve, path: str | Path) -> None:
@@ -34,37 +51,47 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
     Raises:
         MissingDependencyError: altair or vl-convert isn't installed.
     """
-    scripts = charts.vl_convert().javascript_bundle()
-    specs = {"area": charts.stacked_area(curve).to_dict(), "heat": charts.heat_map(curve).to_dict()}
     name = str(dict(curve.about.get("model") or {}).get("name", "a model"))
-    model = Path(name).name if Path(name).is_absolute() else name
-    model = tinybabel.NAME if name == str(tinybabel.MODEL) else model
+    model = tinybabel.NAME if name == str(tinybabel.MODEL) else Path(name).name if Path(name).is_absolute() else name
+    panels = {"area": area_panels(curve, key=False), "heat": heat_panels(curve, key=False)}
+    charts = {f"{kind}-{code}": chart for kind, each in panels.items() for code, chart in each.items()}
+    places = {kind: "".join(f'<div id="{kind}-{code}"></div>' for code in each) for kind, each in panels.items()}
     parts = [
         f"<h1>Which language does each layer of {escape(model)} speak?</h1>",
         "<p>Every layer's hidden states are decoded to the vocabulary; the mass of a language is the probability of "
         "its tokens, each token shared out among the languages of the texts it occurs in. Grey is what says nothing "
         "about a language: digits, punctuation, parts of characters, and tokens too rare to tell.</p>",
         _key(curve),
-        '<h2>Mass by layer</h2><div class="scroll" id="area"></div>',
-        '<h2>The same as a map</h2><div class="scroll" id="heat"></div>',
+        f'<h2>Mass by layer</h2><div class="panels">{places["area"]}</div>',
+        "<h2>The same as a map</h2><p>The stronger the colour, the more mass.</p>"
+        f'<div class="panels">{places["heat"]}</div>',
         "<h2>Where one language gives way to another</h2>",
         _stages(curve),
     ]
     if curve.grids:
-        parts.append("<h2>What single prompts become</h2>")
+        parts.append(
+            "<h2>What single prompts become</h2><p>Columns are positions, rows layers; the likeliest token, in the "
+            "colour of its language, the stronger the likelier.</p>"
+        )
         parts += [_tokens(curve, grid) for grid in curve.grids]
-    # "<" would end the script element early in </script>; as an escape it is the same JSON.
-    data = json.dumps(specs, ensure_ascii=False).replace("<", "\\u003c")
-    embed = f"const specs = {data};\nfor (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec);"
     Path(path).write_text(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Language lens: {escape(model)}</title>\n"
-        f'<style>{_STYLE}</style>\n<script type="module">{scripts}\n{embed}</script></head>\n<body>\n'
+        # Nothing outside the page can be fetched, whatever a text holds.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+        "style-src 'unsafe-inline'\">\n"
+        f"<title>Language lens: {escape(model)}</title>\n<style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
-        + "\n</body></html>\n",
+        + f"\n{embedded(charts, _THEME)}\n</body></html>\n",
         encoding="utf-8",
     )
+
+
+def _key(curve: LanguageCurve) -> str:
+    chosen = colours(curve.languages)
+    names = {code: get_language(code).name for code in curve.languages} | {UNKNOWN: UNKNOWN}
+    spans = [f'<span style="--c: {chosen[code]}">{escape(name)}</span>' for code, name in names.items()]
+    return f'<p class="key">{"".join(spans)}</p>'
 
 
 def _stages(curve: LanguageCurve) -> str:
@@ -76,44 +103,24 @@ def _stages(curve: LanguageCurve) -> str:
     return "<ul>" + "".join(f"<li>{escape(str(each))}</li>" for each in found) + "</ul>"
 
 
-def _key(curve: LanguageCurve) -> str:
-    chosen = charts.colours(curve.languages)
-    names = {code: get_language(code).name for code in curve.languages} | {UNKNOWN: UNKNOWN}
-    spans = [f'<span style="{_paint(chosen[code], 1.0)}">{escape(name)}</span>' for code, name in names.items()]
-    return f'<p class="key">{"".join(spans)}</p>'
-
-
 def _tokens(curve: LanguageCurve, grid: TokenGrid) -> str:
-    direction = "rtl" if charts.right_to_left(grid.prompt_language) else "ltr"
-    chosen = charts.colours(curve.languages)
-    rows = []
+    chosen = colours(curve.languages)
+    rows = [f"<tr><th></th>{''.join(_cell('th', token, grid.prompt_language) for token in grid.tokens)}</tr>"]
     for layer in reversed(range(len(grid.top))):
         cells = [f"<th>{layer}</th>"]
-        for best, chances, language in zip(grid.top[layer], grid.probability[layer], grid.language[layer], strict=True):
-            hover = "\n".join(f"{charts.visible(t)} {p:.3f}" for t, p in zip(best, chances, strict=True))
-            style = _paint(chosen[language], chances[0])
-            cells.append(f'<td style="{style}" title="{escape(hover)}">{_text(best[0], language)}</td>')
-        rows.append("<tr>" + "".join(cells) + "</tr>")
-    head = "".join(f"<th>{_text(token, grid.prompt_language)}</th>" for token in grid.tokens)
+        for best, chances, code in zip(grid.top[layer], grid.probability[layer], grid.language[layer], strict=True):
+            hover = "\n".join(f"{visible(token)} {chance:.3f}" for token, chance in zip(best, chances, strict=True))
+            paint = f"--c: {chosen[code]}; --p: {12 + 48 * chances[0]:.0f}%"
+            cells.append(_cell("td", best[0], code, f' style="{paint}" title="{escape(hover)}"'))
+        rows.append(f"<tr>{''.join(cells)}</tr>")
     name = "" if grid.prompt_language == ANY else get_language(grid.prompt_language).name
-    return (
-        f"<h3>{escape(name)}</h3>\n<div class='scroll' dir='{direction}'><table class='tokens'>\n"
-        f"<tr><th></th>{head}</tr>\n" + "\n".join(rows) + "\n</table></div>"
-    )
+    direction = "rtl" if right_to_left(grid.prompt_language) else "ltr"
+    table = "\n".join(rows)
+    return f'<h3>{escape(name)}</h3>\n<div class="scroll" dir="{direction}"><table class="tokens">{table}</table></div>'
 
 
-def _text(token: str, language: str) -> str:
-    """A token, isolated from the direction of what is around it."""
-    code: dict[str, Any] = {"lang": "", "dir": "auto"}
-    if language not in ("", ANY):
-        known = get_language(language)
-        code = {"lang": known.code, "dir": known.direction}
-    return f'<bdi lang="{code["lang"]}" dir="{code["dir"]}">{escape(charts.visible(token))}</bdi>'
-
-
-def _paint(colour: str, share: float) -> str:
-    """Background, as strong as the token is likely, with letters that can be read on it."""
-    strength = 0.15 + 0.85 * share
-    parts = [round(255 - strength * (255 - int(colour[at : at + 2], 16))) for at in (1, 3, 5)]
-    bright = 0.299 * parts[0] + 0.587 * parts[1] + 0.114 * parts[2]
-    return f"background: rgb({parts[0]}, {parts[1]}, {parts[2]}); color: {'#000' if bright > 140 else '#fff'}"
+def _cell(tag: str, token: str, code: str, attributes: str = "") -> str:
+    """A token in its own language and direction, which choose its font and the end at which it is cut."""
+    known = None if code in ("", ANY) else get_language(code)
+    lang, direction = (known.code, known.direction) if known else ("", "auto")
+    return f'<{tag} lang="{lang}" dir="{direction}"{attributes}>{escape(visible(token))}</{tag}>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import itertools
 import logging
 import os
 import resource
@@ -15,20 +15,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from babelscope.artifacts import run_folder, update_run
+from babelscope.artifacts import run_folder, update_run, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
-from babelscope.errors import ConfigError
+from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.languages import get_language
+from babelscope.lens.charts import save_chart
 from babelscope.lens.curve import LanguageCurve
 from babelscope.lens.measure import language_lens
+from babelscope.lens.page import write_page
 from babelscope.lens.tokens import tokenizer_fingerprint
+from babelscope.lens.tuned import TunedLens
 from babelscope.lens.vocabulary import VocabularyProfile
+from babelscope.lens.words import latent_table
 from babelscope.models.load import ModelIdentity
 
 logger = logging.getLogger(__name__)
 
-CURVE, TABLE, PAGE = "lens.safetensors", "lens.csv", "lens.html"
+CURVE, TABLE, PAGE, WORDS, TUNED = "lens.safetensors", "lens.csv", "lens.html", "words.json", "tuned.safetensors"
 CHARTS = {"area": "area.svg", "heat": "heat.svg"}
 FROM_CORPUS = "corpus"
 """As prompts: documents of the corpora themselves."""
@@ -83,7 +88,9 @@ def run_lens(
     prompts: Mapping[str, Corpus],
     out: Path,
     *,
+    words: Mapping[str, Corpus] | None = None,
     profile_documents: int | None = None,
+    tuned_documents: int | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> LanguageCurve:
@@ -95,20 +102,26 @@ def run_lens(
         corpora: for the profile.
         prompts: by language.
         out: the run folder.
+        words: parallel lists, a word per document, for `latent_table`; the first language is translated from.
         profile_documents: read at most so many of each corpus.
+        tuned_documents: train a tuned lens on the first so many of each corpus and read the layers through it.
         progress: a bar on standard error; None: on a terminal.
         **options: of `language_lens`.
 
     Raises:
         RunFolderError: the folder is in use, or was made with other settings.
+        The errors of `VocabularyProfile.build`, `TunedLens.train`, `language_lens` and `latent_language`.
     """
+    words = words or {}
     asked = {
         "command": "lens",
         "model": ModelIdentity.of(model).fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "corpora": {language: corpus.identity() for language, corpus in corpora.items()},
         "prompts": {language: corpus.identity() for language, corpus in prompts.items()},
+        "words": {language: corpus.identity() for language, corpus in words.items()},
         "profile_documents": profile_documents,
+        "tuned_documents": tuned_documents,
         **options,
     }
     about = {"model": ModelIdentity.of(model).as_json(), "corpora": {code: each.name for code, each in corpora.items()}}
@@ -118,18 +131,26 @@ def run_lens(
         started = time.monotonic()
         profile = VocabularyProfile.build(tokenizer, corpora, documents=profile_documents, cache=out)
         logger.info("profile of %d languages: %.0f s", len(profile.languages), time.monotonic() - started)
-        with _Bar(progress) as bar:
-            curve = language_lens(model, tokenizer, prompts, profile, progress=bar, **options)
+        tuned = None
+        if tuned_documents is not None:
+            texts = [text.text for each in corpora.values() for text in itertools.islice(each, tuned_documents)]
+            tuned = TunedLens.train(model, tokenizer, texts)
+            tuned.save(out / TUNED)
+            logger.info("tuned lens of %d texts: %.0f s", len(texts), time.monotonic() - started)
+        with tqdm(unit="prompt", desc="lens", disable=None if progress is None else not progress) as bar:
+            curve = language_lens(model, tokenizer, prompts, profile, tuned=tuned, progress=bar.update, **options)
+        logger.info("%d prompts: %.0f s", len(curve.masses), time.monotonic() - started)
+        if words:
+            lists = {language: [text.text for text in corpus] for language, corpus in words.items()}
+            shared = {name: options[name] for name in ("final_norm", "seed") if name in options}
+            write_json(out / WORDS, {"rows": latent_table(model, tokenizer, lists, tuned=tuned, **shared)})
         _write_table(curve, out / TABLE)
-        if importlib.util.find_spec("altair") and importlib.util.find_spec("vl_convert"):
-            from babelscope.lens.charts import save_chart
-            from babelscope.lens.page import write_page
-
+        try:
             for kind, name in CHARTS.items():
                 save_chart(curve.plot("area" if kind == "area" else "heat"), out / name)
             write_page(curve, out / PAGE)
-        else:
-            logger.warning('no charts and no page were written; they need: pip install "babelscope[report]"')
+        except MissingDependencyError as error:
+            logger.warning("no charts and no page were written: %s", error)
         curve.save(out / CURVE)
         seconds = round(time.monotonic() - started, 1)
         update_run(out, status="finished", seconds=seconds, peak_memory=peak_memory(), prompts_read=len(curve.masses))
@@ -153,30 +174,3 @@ def _write_table(curve: LanguageCurve, path: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
-
-
-class _Bar:
-    """Prompts read, on standard error, through tqdm (which transformers brings along)."""
-
-    def __init__(self, shown: bool | None) -> None:
-        self._shown = sys.stderr.isatty() if shown is None else shown
-        self._bar: Any = None
-        self._count = 0
-
-    def __enter__(self) -> _Bar:
-        if self._shown:
-            from tqdm import tqdm
-
-            self._bar = tqdm(unit="prompt", desc="lens")
-        return self
-
-    def __call__(self, prompts: int) -> None:
-        self._count += prompts
-        if self._bar is not None:
-            self._bar.update(prompts)
-        else:
-            logger.info("%d prompts", self._count)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -6,19 +6,25 @@ section 3.2.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from babelscope.corpora.batching import padding_id
+from babelscope.corpora.batching import Batch, TokenizedDocument, batches, padding_id
 from babelscope.errors import ConfigError, DataError
 from babelscope.languages import get_language
-from babelscope.lens.decode import LayerStates, Unembedding
+from babelscope.lens.curve import bootstrap_interval
+from babelscope.lens.decode import Unembedding
 from babelscope.lens.tokens import token_bytes
+from babelscope.lens.tuned import TunedLens
 from babelscope.models.anatomy import Anatomy
+
+SHOTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,19 +33,25 @@ class LatentLanguage:
 
     languages: tuple[str, ...]
     probability: Tensor
-    """[prompts, layers + 1, languages] float32, of any beginning of the word as the next token; 0 = embeddings."""
+    """[P, L + 1, K] float32, of any beginning of the word as the next token; prompts, layers (0 = embeddings),
+    languages."""
     shared: Tensor
-    """[prompts] bool: a token begins the word in two of the languages, so that the prompt can't tell them apart."""
+    """[P] bool: a token begins the word in two of the languages, so that the prompt can't tell them apart."""
 
-    def mean(self) -> Tensor:
-        """[layers + 1, languages] float32, over the prompts that can tell the languages apart.
-
-        Raises:
-            DataError: there is none.
-        """
+    @property
+    def telling(self) -> Tensor:
+        """[Q, L + 1, K] float32, of the prompts that can tell the languages apart; DataError if there is none."""
         if bool(self.shared.all()):
             raise DataError("in every prompt some token begins the word in two languages. Choose other words.")
-        return self.probability[~self.shared].mean(0)
+        return self.probability[~self.shared]
+
+    def mean(self) -> Tensor:
+        """[L + 1, K] float32, over the prompts that can tell the languages apart; DataError if there is none."""
+        return self.telling.mean(0)
+
+    def interval(self, *, resamples: int = 1000, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """95 % bootstrap interval of `mean` over prompts: low and high, each [L + 1, K] float32."""
+        return bootstrap_interval(self.telling, resamples, seed)
 
 
 def latent_language(
@@ -49,13 +61,15 @@ def latent_language(
     words: Mapping[str, Sequence[str]],
     *,
     final_norm: bool = True,
+    tuned: TunedLens | None = None,
     token_budget: int = 2048,
 ) -> LatentLanguage:
     """Probability, layer by layer, that the next token begins the right word in each language.
 
-    A prompt asks for a word, such as `Français: "fleur" - 中文: "`, and `words` holds it in the languages to compare:
-    the one asked for, English, ... Every token that is a beginning of the word counts, with or without a space before
-    it; beginnings are compared as bytes, so that parts of a Chinese character count too.
+    A prompt asks for a word, such as `"fleur" - "` after a few pairs of French and Chinese words (see `translations`),
+    and `words` holds it in the languages to compare: the one asked for, English, ... Every token that is a beginning of
+    the word counts, with or without a space before it; beginnings are compared as bytes, so that parts of a Chinese
+    character count too.
 
     Args:
         model: a causal language model of transformers, or its `Anatomy`.
@@ -63,71 +77,120 @@ def latent_language(
         prompts: texts, not padded.
         words: language -> the word for each prompt.
         final_norm: as in `language_lens`.
+        tuned: as in `language_lens`.
         token_budget: rows x width of a batch.
 
     Raises:
         ConfigError: lists of different lengths.
         DataError: no prompt, an empty one, or a word that no token begins.
+        ProvenanceError: a tuned lens of another model.
     """
     if not prompts or any(len(each) != len(prompts) for each in words.values()):
         raise ConfigError(
             f"wanted a word of each language for each of {len(prompts)} prompts, found "
             f"{', '.join(f'{len(each)} of {language}' for language, each in words.items()) or 'none'}."
         )
-    unembedding = Unembedding(model)
+    unembedding = Unembedding(model, final_norm=final_norm, tuned=tuned)
     codes = tuple(get_language(language).code for language in words)
-    spelled = token_bytes(tokenizer)
-    begins = [[_beginnings(spelled, each[number]) for each in words.values()] for number in range(len(prompts))]
-    for number, tokens in enumerate(begins):
-        if not all(tokens):
-            word = list(words.values())[[not each for each in tokens].index(True)][number]
-            raise DataError(f"no token of this tokenizer begins the word {word!r}. Leave it out.")
-    rows = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
-    if not all(rows):
-        raise DataError("a prompt without a token. Leave out empty prompts.")
+    spelled: dict[bytes, list[int]] = {}
+    for token, each in enumerate(token_bytes(tokenizer)):
+        spelled.setdefault(each.removeprefix(b" "), []).append(token)
+    begins = [[_beginnings(spelled, word) for word in row] for row in zip(*words.values(), strict=True)]
+    documents = []
+    for number, prompt in enumerate(prompts):
+        ids = np.asarray(tokenizer(prompt, verbose=False)["input_ids"], np.int32)
+        if not len(ids):
+            raise DataError("a prompt without a token. Leave out empty prompts.")
+        documents.append(TokenizedDocument(number, number, ids, np.arange(len(ids)) < len(ids) - 1, 0, False))
     found = torch.zeros(len(prompts), len(unembedding.layers) + 1, len(codes))
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    start = 0
-    while start < len(order):
-        chosen = order[start : start + max(1, token_budget // len(rows[order[start]]))]
-        start += len(chosen)
-        _read(
-            unembedding, [rows[number] for number in chosen], padding_id(tokenizer), chosen, begins, found, final_norm
-        )
+
+    def read(batch: Batch) -> None:
+        def visit(layer: int, hidden_NM: Tensor) -> None:
+            for part, logits_NV in unembedding.chunks(layer, hidden_NM):
+                for prompt, chances in zip(batch.position[part].tolist(), logits_NV.softmax(1), strict=True):
+                    found[prompt, layer] = torch.stack([chances[sorted(tokens)].sum() for tokens in begins[prompt]])
+
+        unembedding.run(batch.input_ids, batch.attention_mask, batch.counted, visit)
+
+    for batch in batches(documents, token_budget=token_budget, pad_id=padding_id(tokenizer)):
+        read(batch)
     shared = torch.tensor([sum(map(len, tokens)) > len(set().union(*tokens)) for tokens in begins])
     return LatentLanguage(codes, found, shared)
 
 
-def _read(
-    unembedding: Unembedding,
-    rows: list[list[int]],
-    pad: int,
-    prompts: list[int],
-    begins: list[list[set[int]]],
-    found: Tensor,
-    final_norm: bool,
-) -> None:
-    """Fills in the probabilities of one batch of prompts."""
-    width = len(rows[0])
-    ids_BT = torch.full((len(rows), width), pad)
-    mask_BT, last_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-    for place, row in enumerate(rows):
-        ids_BT[place, : len(row)], mask_BT[place, : len(row)] = torch.tensor(row), 1
-        last_BT[place, len(row) - 1] = 1
+def translations(source: Sequence[str], target: Sequence[str], *, shots: int = SHOTS, seed: int = 0) -> list[str]:
+    r"""Prompts that ask for the target word of each source word: pairs `"fleur" - "花"`, a line each, then `"mer" - "`.
 
-    def visit(layer: int, hidden_NM: Tensor) -> None:
-        norm = final_norm or layer == len(unembedding.layers)
-        for part, logits_NV in unembedding.chunks(hidden_NM, norm):
-            for prompt, chances in zip(prompts[part], logits_NV.softmax(1), strict=True):
-                for column, tokens in enumerate(begins[prompt]):
-                    found[prompt, layer, column] = float(chances[sorted(tokens)].sum())
+    Names of the languages, which would have to be in some language, are left out; Wendler et al. have them.
 
-    with LayerStates(unembedding, visit) as states:
-        states.run(ids_BT, mask_BT, last_BT)
+    Args:
+        source: words.
+        target: the same in another language.
+        shots: pairs before the question, drawn at random from the other words.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: lists of different lengths, or not more words than shots.
+    """
+    if len(source) != len(target) or len(source) <= shots:
+        raise ConfigError(
+            f"wanted two parallel lists of more than {shots} words, found {len(source)} and {len(target)}. Give the "
+            "same words, in the same order, in every language."
+        )
+    draw, prompts = random.Random(seed), []
+    for number, word in enumerate(source):
+        others = draw.sample([place for place in range(len(source)) if place != number], shots)
+        prompts.append("".join(f'"{source[at]}" - "{target[at]}"\n' for at in others) + f'"{word}" - "')
+    return prompts
 
 
-def _beginnings(spelled: list[bytes], word: str) -> set[int]:
-    """Tokens whose bytes, a space before them aside, begin the word."""
+def latent_table(
+    model: nn.Module,
+    tokenizer: Any,
+    words: Mapping[str, Sequence[str]],
+    *,
+    shots: int = SHOTS,
+    seed: int = 0,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Translates words from their first language into each other one; how likely is the word in which language?
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: of the model.
+        words: language -> words, in the same order in each. English is compared if it is among them.
+        shots: pairs shown before the question.
+        seed: of their draw.
+        **options: of `latent_language`.
+
+    Returns:
+        A row per target language, layer and language (the target, English, the source): `source`, `target`, `layer`,
+        `language`, `probability`, `low` and `high` (95 % bootstrap over prompts), `prompts` (that can tell the
+        languages apart; no rows of a target without any).
+    """
+    source, *others = (get_language(language).code for language in words)
+    lists = dict(zip((source, *others), words.values(), strict=True))
+    rows = []
+    for target in others:
+        compared = {code: lists[code] for code in (target, "en", source) if code in lists}
+        prompts = translations(lists[source], lists[target], shots=shots, seed=seed)
+        latent = latent_language(model, tokenizer, prompts, compared, **options)
+        if bool(latent.shared.all()):
+            continue
+        low, high = latent.interval(seed=seed)
+        for layer, values in enumerate(torch.stack([latent.mean(), low, high], -1).tolist()):
+            rows += [
+                {"source": source, "target": target, "layer": layer, "language": code, "probability": value[0],
+                 "low": value[1], "high": value[2], "prompts": len(latent.telling)}
+                for code, value in zip(latent.languages, values, strict=True)
+            ]  # fmt: skip
+    return rows
+
+
+def _beginnings(spelled: Mapping[bytes, list[int]], word: str) -> set[int]:
+    """Tokens that begin the word, from those of each spelling."""
     whole = word.strip().encode()
-    starts = {whole[:end] for end in range(1, len(whole) + 1)}
-    return {token for token, each in enumerate(spelled) if each.removeprefix(b" ") in starts}
+    found = {token for end in range(1, len(whole) + 1) for token in spelled.get(whole[:end], ())}
+    if not found:
+        raise DataError(f"no token of this tokenizer begins the word {word!r}. Leave it out.")
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from babelscope.artifacts import read_json
 from babelscope.show.terminal import Screen, human_bytes, label, wrapped
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> dict[str, Any]:
-    """A curve as plain data: by prompt language, the mass of every language by layer, and the suggested stages."""
+    """A curve as plain data: by prompt language, the mass of every language by layer; the suggested stages; words."""
+    words = out / "words.json"
     names = [*curve.languages, "unknown"]
     prompts = dict.fromkeys(curve.prompt_languages)
     return {
@@ -26,6 +28,7 @@ def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> di
             code: {name: curve.of(code)[:, column].tolist() for column, name in enumerate(names)} for code in prompts
         },
         "stages": [{**vars(stage), "text": str(stage)} for stage in curve.stages()],
+        "words": read_json(words)["rows"] if words.is_file() else [],
     }
 
 
@@ -48,8 +51,22 @@ def draw_lens(content: Mapping[str, Any], screen: Screen) -> list[str]:
             texts = ["no pivot: in no language of the prompts does another language lead in between"]
         for text in texts:
             lines += ["  " + line for line in wrapped(text, screen.width - 2)]
+    if content["words"]:
+        lines += ["", *screen.heading("Translated words", "probability that the next token begins the word in ...")]
+        lines += screen.table(("from, to", "word in", *(f"layer {layer}" for layer in shown)), _words(content, shown))
     memory = ", ".join(f"{human_bytes(count)} {where}" for where, count in content["peak_memory"].items())
     return [*lines, "", *screen.fields([("files", " ".join(content["files"])), ("peak memory", memory)])]
+
+
+def _words(content: Mapping[str, Any], shown: list[int]) -> list[list[str]]:
+    """A row per target language and language compared, with the probability in the shown layers."""
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in content["words"]:
+        found.setdefault((row["source"], row["target"], row["language"]), {})[row["layer"]] = row["probability"]
+    return [
+        [f"{source}, {target}", label(language), *(f"{by_layer[layer]:.3f}" for layer in shown)]
+        for (source, target, language), by_layer in found.items()
+    ]
 
 
 def _strongest(masses: Mapping[str, list[float]], layer: int) -> str:

@@ -118,7 +118,8 @@ def tune(
         language: of the corpus; None: the one that the set was detected for.
         held_out: language -> texts to measure bits per byte on, never trained on. Without texts of the target, the
             last tenth of its documents is held out.
-        run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it.
+        run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it. Checkpoints hold
+            torch files (optimiser, schedule, random states), which the Trainer reads with weights_only=True.
         force: accept a set of another model with the same shapes.
         **recipe: fields of `Recipe`.
 
@@ -126,7 +127,7 @@ def tune(
         The best model by the target's held-out texts, and the history.
 
     Raises:
-        ConfigError: settings out of range, or a set without neurons.
+        ConfigError: settings out of range, a set without neurons, or processes that share one model (FSDP, DeepSpeed).
         DataError: no usable document, or too few to hold any out.
         ProvenanceError: the set belongs to another model.
         NumericsError: the loss is not finite; says at which step, and the state before it is in the run folder.
@@ -325,6 +326,12 @@ def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) ->
     """The run folder, locked by the first of several processes; or a temporary one."""
     from accelerate import PartialState
 
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
+    if sharded:
+        raise ConfigError(
+            f"tune wants a whole model in every process (DDP), found {sharded[0]}. Launch without it; or train the "
+            "adapter (NeuronAdapterConfig) through the Trainer or TRL, which save sharded models."
+        )
     state = PartialState()
     with ExitStack() as stack:
         if run_dir is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.evaluation import metrics
+from babelscope.evaluation.tasks.confusion import CONFUSION, TINYBABEL_CONFUSION, stays
 from babelscope.evaluation.tasks.data import MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
 from babelscope.evaluation.tasks.prompts import WORDS, Words, labelled
 from babelscope.languages import get_language
@@ -79,7 +80,7 @@ class Asked:
 
     def target(self, doc: Row) -> Any:
         """The right answer, or the place of the right choice."""
-        for name in ("number", "gold", "references", "summary"):
+        for name in ("number", "gold", "references", "summary", "language"):
             if name in doc:
                 return str(doc[name]) if name == "number" else doc[name]
         raise AssertionError(f"an item without an answer: {doc}")
@@ -290,7 +291,7 @@ def _chrf() -> Any:
 
 
 _NUMBER, _OVERLAP, _SUMMARY = ("strict", "flexible"), ("exact_match", "f1", "contains"), ("rouge_l", "chrf")
-_CHOICE = ("acc", "acc_per_byte")
+_CHOICE, _STAYS = ("acc", "acc_per_byte"), ("line_pass", "word_pass")
 
 TABLE: Mapping[str, Benchmark] = {
     benchmark.name: benchmark
@@ -305,6 +306,8 @@ TABLE: Mapping[str, Benchmark] = {
         Benchmark("xcsqa_paper", XCSQA, _paper_knowledge, _likeliest, _CHOICE),
         Benchmark("xlsum", XLSUM, _summary, _summarized, _SUMMARY, 128),
         Benchmark("xlsum_paper", XLSUM, _paper_summary, _summarized, _SUMMARY, 128, line=False),
+        Benchmark("confusion", CONFUSION, _as_taught, stays, _STAYS, 100, line=False),
+        Benchmark("tinybabel_confusion", TINYBABEL_CONFUSION, _as_taught, stays, _STAYS, 32, line=False),
         Benchmark("tinybabel_reasoning", tinybabel_source("reasoning"), _as_taught, _numbers, _NUMBER, 96, line=False),
         Benchmark("tinybabel_understanding", tinybabel_source("understanding"), _as_taught, _overlap, _OVERLAP, 16),
         Benchmark("tinybabel_knowledge", tinybabel_source("knowledge"), _as_taught, _likeliest, _CHOICE),

@@ -1,0 +1,162 @@
+"""The whole grid as one run: from neuron files to tables, and what came of the paper's claims."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from babelscope.artifacts import write_json
+from babelscope.corpora.sources import open_corpus
+from babelscope.editing.stages import Stages
+from babelscope.errors import ConfigError
+from babelscope.evaluation.claims import CRITERIA, claims
+from babelscope.evaluation.grid import TABLE, Grid, rows
+from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts, usual_stages
+from babelscope.evaluation.tables import summarise, to_latex, write_csv, write_parquet
+from babelscope.languages import get_language
+from babelscope.neurons.neuronset import NeuronSet
+
+logger = logging.getLogger(__name__)
+
+CLAIMS = "claims.json"
+TEXTS = 15
+"""Held-out texts per language."""
+QUICK: Mapping[str, Any] = {"limit": 10, "draws": 2, "text_draws": 5, "parts": CLAIMED}
+"""What `--quick` takes, with the first three languages: a look, in which most claims stay undecided."""
+
+
+def load_sets(paths: Iterable[Path]) -> dict[str, NeuronSet]:
+    """Sets by language, from neuron files named after it (`fr.safetensors`) or folders of them.
+
+    Raises:
+        ConfigError: a file that isn't named after a language, two of one, or none at all.
+        DataError: a file that can't be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found: dict[str, NeuronSet] = {}
+    for file in files:
+        code = get_language(file.stem).code
+        if code in found:
+            raise ConfigError(f"two neuron files of {code}, the second is {file}. Give one for each language.")
+        found[code] = NeuronSet.load(file)
+    if not found:
+        raise ConfigError("found no neuron file. Give what babelscope select wrote: its folder, or fr.safetensors, ...")
+    return found
+
+
+def run_grid(
+    model: Any,
+    tokenizer: Any,
+    sets: Mapping[str, NeuronSet],
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    name: str,
+    languages: Sequence[str] | None = None,
+    english: str = "en",
+    stages: Stages | None = None,
+    texts: str | None = None,
+    quick: bool = False,
+    dry_run: bool = False,
+    parts: Sequence[str] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measures the grid, writes its tables and the verdicts on the paper's claims.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: of the model.
+        sets: language -> its neurons.
+        tasks: as of `evaluate`.
+        out: the run folder; the same call again goes on where it stopped.
+        name: of the model, in the tables; the paper's numbers stand beside those of its own two.
+        languages: whose neurons are switched off; None: all that there are sets of, but English.
+        english: the language that should be spared.
+        stages: the split of the layers; None: as the paper's.
+        texts: a corpus of held-out texts with {} for the language, such as `tinybabel:{}:test`; None: none.
+        quick: a look: three languages, ten items, few controls.
+        dry_run: only count the cells.
+        parts: of `PARTS`; None: all that can be made.
+        **options: as of `Grid`.
+
+    Returns:
+        What `babelscope grid --json` prints.
+
+    Raises: as `Grid` and `Grid.run`; ConfigError for a language without a set.
+    """
+    wanted = [get_language(each).code for each in languages or ()] or [code for code in sets if code != english]
+    lacking = [code for code in wanted if code not in sets]
+    if lacking or not wanted:
+        raise ConfigError(
+            f"no neurons of {', '.join(lacking) or f'a language other than {english}'}; there are some of "
+            f"{', '.join(sets)}. Select them, or leave the language out."
+        )
+    if quick:
+        wanted, parts = wanted[:3], QUICK["parts"]
+        options = {**options, **{key: value for key, value in QUICK.items() if key != "parts"}}
+    if stages is None:
+        stages = usual_stages(model.config.num_hidden_layers)
+    held = None if texts is None else _held_out(texts, (*wanted, english))
+    made = standard_parts(stages, sets, english, parts or PARTS)
+    grid = Grid(
+        model, tokenizer, {code: sets[code] for code in wanted}, tasks, out, parts=made, texts=held, english=english,
+        **options,
+    )  # fmt: skip
+    content: dict[str, Any] = {
+        "model": name, "languages": wanted, "stages": asdict(stages), "parts": list(made), "cells": len(grid.cells()),
+        "out": str(out),
+    }  # fmt: skip
+    if dry_run:
+        return {**content, "dry_run": True}
+    bar = _Bar()
+    effects = grid.run(bar)
+    bar.close()
+    table, summary = rows(effects, english), summarise(effects, name, english)
+    judgements = [each.as_json() for each in claims(effects, english)]
+    write_csv(out / TABLE, table)
+    write_parquet(out / "grid.parquet", table)
+    write_csv(out / "summary.csv", summary)
+    write_parquet(out / "summary.parquet", summary)
+    (out / "summary.tex").write_text(to_latex(summary, name), encoding="utf-8")
+    told = {**content, "criteria": dict(CRITERIA), "claims": judgements}
+    write_json(out / CLAIMS, told)
+    return {**told, "summary": [asdict(row) for row in summary]}
+
+
+def _held_out(source: str, languages: Sequence[str]) -> dict[str, list[str]]:
+    if "{}" not in source:
+        raise ConfigError(f"wanted texts with {{}} for the language, such as texts/{{}}.txt, found {source!r}.")
+    return {
+        code: [document.text for document in islice(open_corpus(source.replace("{}", code)), TEXTS)]
+        for code in dict.fromkeys(languages)
+    }
+
+
+class _Bar:
+    """Cells done and time left: a bar on a terminal, else a line in the log now and then."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._told = 0
+
+    def __call__(self, done: int, total: int, left: float | None) -> None:
+        from tqdm import tqdm
+
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm(total=total, initial=done - 1, unit="cell", desc="grid")
+            self._bar.update(done - self._bar.n)
+        elif done == total or done * 50 // total > self._told:
+            self._told = done * 50 // total
+            logger.info("%d of %d cells; %.1f minutes left", done, total, (left or 0) / 60)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,60 @@
+"""A study for a person: what it would do, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from babelscope.show.terminal import Screen, wrapped
+
+
+def draw_template(path: str, screen: Screen) -> list[str]:
+    """Where the study file is, and what comes next."""
+    return [f"{path} is a study to start from. Look at what it would do, then run it:", "",
+            f"  babelscope study {path} --dry-run", f"  babelscope study {path} --out runs/my-study"]  # fmt: skip
+
+
+def draw_study_plan(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """Stages, cells, time and memory, by model."""
+    lines: list[str] = []
+    for name, model in content["models"].items():
+        size = "" if model["parameters"] is None else f", {model['parameters'] / 1e9:.3g} billion parameters"
+        lines += [*([""] if lines else []), *screen.heading(f"{content['name']}: {name}", model["model"] + size)]
+        rows = [[row["stage"], str(row["cells"]), duration(row["seconds"])] for row in model["stages"]]
+        rows.append(["in all", str(sum(row["cells"] for row in model["stages"])), duration(model["seconds"])])
+        lines += screen.table(("stage", "cells", "about"), rows)
+        memory = model["memory_bytes"]
+        needed = "unknown" if memory is None else f"about {memory / 1e9:.1f} GB"
+        lines.append(f"  memory: {needed}; times are of this machine, and rough")
+    return [*lines, "", "Dry run: nothing was loaded and nothing was written."]
+
+
+def draw_studied(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The claims with what came of them, and where the report is."""
+    marks = {"holds": "holds", "does not hold": "does not", "undecided": "undecided"}
+    lines: list[str] = []
+    for name, model in content["models"].items():
+        ran = sum(each["seconds"] for each in model["stages"] if not each["before"])
+        before = sum(each["before"] for each in model["stages"])
+        note = f"{len(model['stages'])} stages, {duration(ran)}" + (f", {before} were there before" if before else "")
+        lines += [*([""] if lines else []), *screen.heading(f"What came of it: {name}", note)]
+        for found in model["findings"]:
+            head = f"  {marks[found['verdict']]:<10} "
+            told = wrapped(f"{found['claim']}. {found['text']}", max(40, screen.width - len(head)))
+            lines += [head + told[0], *(" " * len(head) + line for line in told[1:])]
+    report = content["report"]
+    if report is None:
+        return [*lines, "", 'No report: pip install "babelscope[report]", then the same command again.', content["out"]]
+    return [*lines, "", f"The report: {report}"]
+
+
+def duration(seconds: float | None) -> str:
+    """For a person; `?` where nobody knows."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    for unit, size in (("days", 86400), ("h", 3600)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min"

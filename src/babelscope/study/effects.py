@@ -1,0 +1,209 @@
+"""The stages that put neurons to use: steering and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from babelscope.evaluation.inference import Interval
+from babelscope.study.job import Job, Made, between, figure, finding, named, spread, table
+from babelscope.study.paper import printed_enhancement
+from babelscope.tuning.verdict import ALL
+
+if TYPE_CHECKING:
+    from babelscope.tuning.experiment import Experiment
+
+
+def steering(job: Job) -> Made:
+    """English prompts continued with a language amplified and English off, beside random sets and means."""
+    from babelscope.editing.steering import residual_means, steer, steer_by_means
+    from babelscope.evaluation.inference import wilson
+    from babelscope.lens.vocabulary import VocabularyProfile
+    from babelscope.models.anatomy import Anatomy
+
+    options, english, codes = job.options, job.study.english, job.study.languages
+    anatomy = Anatomy(job.model, check=False)
+    corpora = {code: job.corpus("detect", code) for code in codes}
+    profile = VocabularyProfile.build(job.tokenizer, corpora, documents=1000, cache=job.folder)
+    texts = job.texts("held_out", options.prompts, (english,))[english]
+    prompts = [" ".join(text.split()[: options.words]) for text in texts]
+    sets = {
+        code: job.atlas.select(code, rule=job.study.select.rule, budget=options.budget)
+        for code in (*options.to, english)
+    }
+    random = {code: neurons.random_like(seed=job.study.seed) for code, neurons in sets.items()}
+    means = residual_means(anatomy, job.tokenizer, corpora, documents=100, seed=job.study.seed)
+
+    def ways(target: str) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
+        found: dict[str, Callable[[], AbstractContextManager[Any]]] = {"nothing": nullcontext}
+        for factor in options.factors:
+            drawn = random[english] - random[target]
+            found[f"neurons x {factor:g}"] = partial(steer, anatomy, sets[target], sets[english], factor=factor)
+            found[f"random x {factor:g}"] = partial(steer, anatomy, random[target], drawn, factor=factor)
+        for alpha in options.alphas:
+            by_means = partial(steer_by_means, anatomy, means, target, english, alpha=alpha)
+            found[f"means x {alpha:g}"] = by_means
+        return found
+
+    job.start(sum(len(ways(target)) for target in options.to))
+
+    def told(way: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
+        spoken = _continued(job, prompts, way, options.new_tokens)
+        ids = [job.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spoken]
+        return {"texts": spoken, "languages": [profile.identify(each) if each else "" for each in ids]}
+
+    records, rows, beyond = [], [], []
+    for target in options.to:
+        hits = {}
+        for name, way in ways(target).items():
+            cell = job.cell(f"{target}-{name}", partial(told, way))
+            hits[name] = [code == target for code in cell["languages"]]
+            share = wilson(sum(hits[name]), len(prompts))
+            place = {"group": named(target), "label": name}
+            records.append({**place, "value": share.value, "low": share.low, "high": share.high})
+            rows.append([named(target), name, share.value, share.low, share.high, prompts[0], cell["texts"][0]])
+        first = f"{options.factors[0]:g}"
+        pairs = zip(hits[f"neurons x {first}"], hits[f"random x {first}"], strict=True)
+        beyond += [float(mine) - float(other) for mine, other in pairs]
+    more = spread(beyond)
+    return Made(
+        f"The first {options.words} words of {len(prompts)} held-out texts in {named(english)} were continued "
+        f"greedily by {options.new_tokens} tokens, with a language's neurons amplified and {named(english)}'s "
+        "zeroed, with random sets of the same counts, and with the difference of the languages' mean states added "
+        "behind the middle layers. The language of a continuation is the one whose texts make its tokens likeliest.",
+        [
+            finding(
+                "Amplifying a language's neurons makes the model speak it, random ones do not",
+                more,
+                f"At a factor of {options.factors[0]:g} the share of continuations in the wanted language is "
+                f"{between(more)} above that of random sets (95 % interval over prompts).",
+            )
+        ],
+        [table("steering", "Continuations in the wanted language",
+               ("to", "way", "share", "low", "high", "a prompt", "its continuation"), rows)],
+        [figure("steering", "bars", "Continuations in the wanted language",
+                "Share of prompts, with 95 % Wilson intervals.", records)],
+    )  # fmt: skip
+
+
+def _continued(job: Job, prompts: list[str], way: Callable[[], AbstractContextManager[Any]], tokens: int) -> list[str]:
+    import torch
+
+    from babelscope.corpora.batching import padding_id
+
+    side, job.tokenizer.padding_side = job.tokenizer.padding_side, "left"
+    try:
+        batch = job.tokenizer(prompts, return_tensors="pt", padding=True).to(job.model.device)
+    finally:
+        job.tokenizer.padding_side = side
+    batch.pop("token_type_ids", None)
+    with torch.inference_mode(), way():
+        told = job.model.generate(
+            **batch, max_new_tokens=tokens, do_sample=False, pad_token_id=padding_id(job.tokenizer)
+        )
+    return list(job.tokenizer.batch_decode(told[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def tuning(job: Job) -> Made:
+    """Neurons of a language trained on its documents, beside the other arms."""
+    from babelscope.tuning.bench import run_experiment
+
+    asked = experiment(job)
+    groups = asked.groups()
+    job.start(sum(len(asked.rates_of(arm)) for _, _, arm in groups) + (len(asked.seeds) - 1) * len(groups))
+
+    def told(line: str) -> None:
+        job.done = min(job.done + 1, job.cells - 1)
+        job.tell(job.done, job.cells, line)
+
+    found = run_experiment(asked, job.folder / "experiment", told)
+    together = [row for row in found.rows if row.language == (ALL if len(asked.languages) > 1 else asked.languages[0])]
+    figures = []
+    titles = {"target": "the tuned language", "others": "the other languages"}
+    for side, title in titles.items():
+        records = [
+            {"series": row.arm, "x": row.documents, "y": change.value, "low": change.low, "high": change.high}
+            for row in together
+            if (change := getattr(row, side)) is not None
+        ]
+        caption = "By documents trained on; below zero is better. Bands are 95 % intervals over texts and runs."
+        figures.append(figure(f"tuning {side}", "curve", f"Change in bits per byte: {title}", caption, records))
+    largest, arm = max(asked.documents), next(iter(asked.neurons))
+    findings = []
+    for row in together:
+        if row.documents == largest and row.arm == arm and row.target_to_random is not None:
+            more = Interval(-row.target_to_random.value, -row.target_to_random.high, -row.target_to_random.low)
+            text = (
+                f"With {largest} documents held-out texts of the tuned language gain {between(more, 4)} bits per byte "
+                f"more than with as many random neurons, each at its best learning rate (means over "
+                f"{', '.join(map(named, asked.languages))})."
+            )
+            findings.append(finding("Training a language's own neurons helps it more than random ones", more, text))
+    columns = ("language", "documents", "arm", "rate", "parameters", "before", "change", "low", "high", "others",
+               "others low", "others high", "tasks before", "tasks change", "tasks low", "tasks high")  # fmt: skip
+    rows = [
+        [row.language, row.documents, row.arm, row.rate, row.parameters, row.target_before, *_cells(row.target),
+         *_cells(row.others), row.tasks_before, *_cells(row.tasks)]
+        for row in found.rows
+    ]  # fmt: skip
+    tables = [
+        table("tuning", "Bits per byte of the tuned language and the others; scores of tasks", columns, rows),
+        table("verdicts", "Which arm is best", ("verdict",), [[each] for each in found.verdicts]),
+    ]
+    printed = [
+        [task, each, *(100 * value if value is not None else None for value in _scores(found.rows, arm, each)), score]
+        for task in asked.tasks
+        for each in asked.documents
+        if (score := printed_enhancement(job.loader.spec.name, task, each)) is not None
+    ]
+    if printed:
+        title = "Measured (mean over tasks and languages) beside what the paper prints, in percent"
+        tables.append(table("printed", title, ("task", "documents", "before", "after", "printed"), printed))
+    recipe = ", ".join(f"{name} {value}" for name, value in asked.recipe.items())
+    return Made(
+        f"Only the chosen neurons' rows and columns were trained ({recipe}); validation texts chose the step and "
+        f"(of several) the learning rate; {asked.texts} held-out texts per language are told. Random neurons have the "
+        "same counts by layer and slot; LoRA about as many parameters.",
+        findings,
+        tables,
+        figures,
+    )
+
+
+def experiment(job: Job) -> Experiment:
+    """The arms as the library compares them."""
+    from babelscope.tuning.experiment import Experiment
+
+    study, options = job.study, job.options
+    sources = {
+        kind: str(getattr(study.corpora, kind) or study.corpora.held_out)
+        for kind in ("detect", "validation", "held_out")
+    }
+    rates = [] if options.learning_rates is None else [list(options.learning_rates)]
+    return Experiment.of(
+        {
+            "model": job.loader.spec.name, "dtype": job.loader.spec.dtype,
+            "languages": list(options.languages),
+            "others": [code for code in study.languages if code not in options.languages],
+            "neurons": {study.select.rule: str(job.folder.parent / "select" / "{}.safetensors")},
+            "corpus": sources["detect"], "validation": sources["validation"], "test": sources["held_out"],
+            "documents": list(options.documents), "seeds": list(options.seeds), "arms": list(options.arms),
+            "random": options.random, "rates": {arm: tried for tried in rates for arm in ("neurons", "lora")},
+            "texts": options.texts, "tasks": list(options.tasks), "limit": options.limit, "data": study.data,
+            "recipe": {name: getattr(options, name) for name in ("epochs", "batch_size", "max_tokens", "evaluations")},
+        }
+    )  # fmt: skip
+
+
+def _cells(interval: Interval | None) -> tuple[float | None, ...]:
+    return (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+
+
+def _scores(rows: Sequence[Any], arm: str, documents: int) -> tuple[float | None, float | None]:
+    """Of tasks before and after, mean over languages."""
+    here = [row for row in rows if (row.arm, row.documents) == (arm, documents) and row.tasks is not None]
+    if not here:
+        return None, None
+    return here[-1].tasks_before, here[-1].tasks_before + here[-1].tasks.value

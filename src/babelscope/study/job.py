@@ -1,0 +1,193 @@
+"""What a stage works with: the study, a model that is loaded when first used, a folder of its own, and cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from babelscope.artifacts import read_json, write_json
+from babelscope.corpora.sources import Corpus, open_corpus
+from babelscope.languages import get_language
+from babelscope.report.results import Figure, Finding, Table
+from babelscope.study.config import Model, Study
+
+if TYPE_CHECKING:
+    from babelscope.detection.atlas import Atlas
+    from babelscope.evaluation.inference import Interval
+    from babelscope.neurons.neuronset import NeuronSet
+
+
+@dataclass
+class Loader:
+    """A model and its tokenizer, loaded once, when a stage first asks."""
+
+    spec: Model
+
+    def fresh(self) -> tuple[Any, Any]:
+        """A newly loaded model: for training, which changes it."""
+        import torch
+
+        from babelscope.models.load import load_model
+
+        names = ("dtype", "device_map", "revision", "trust_remote_code")
+        model, tokenizer = load_model(self.spec.name, **{name: getattr(self.spec, name) for name in names})
+        if self.spec.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
+            model.to("cuda")
+        return model, tokenizer
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """The model as all stages but tuning use it: they leave it as it was."""
+        return self.fresh()
+
+
+@dataclass
+class Job:
+    """One stage on one model."""
+
+    study: Study
+    loader: Loader
+    stage: str
+    folder: Path
+    """Of the stage; beside it lie those of the other stages of the model."""
+    tell: Callable[[float, int, str], None]
+    """Called with the cells done, all cells and what comes next."""
+    done: int = 0
+    cells: int = 0
+
+    @property
+    def options(self) -> Any:
+        """The section of the study that is about this stage."""
+        return getattr(self.study, self.stage)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loader.loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return self.loader.loaded[1]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The languages but English."""
+        return tuple(code for code in self.study.languages if code != self.study.english)
+
+    def start(self, cells: int) -> None:
+        """Says how many cells there will be."""
+        self.done, self.cells = 0, cells
+        self.tell(0, cells, "")
+
+    def cell(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """What a cell found, from its file or computed now: what a kill can't take back. NaN becomes null."""
+        path = self.folder / "cells" / f"{slug(name)}.json"
+        if not path.is_file():
+            self.tell(self.done, self.cells, name)
+            write_json(path, finite(compute()))
+        self.passed(name)
+        return read_json(path)
+
+    def passed(self, name: str) -> None:
+        """A cell is done."""
+        self.done += 1
+        self.tell(self.done, self.cells, name)
+
+    def corpus(self, kind: str, code: str) -> Corpus:
+        """A language's texts."""
+        return open_corpus(self.study.corpus(kind)[code], seed=self.study.seed)
+
+    def texts(self, kind: str, count: int, languages: Iterable[str] | None = None) -> dict[str, list[str]]:
+        """The first so many texts that hold something, by language."""
+        return {
+            code: list(itertools.islice((each.text for each in self.corpus(kind, code) if each.text.strip()), count))
+            for code in languages or self.study.languages
+        }
+
+    @cached_property
+    def atlas(self) -> Atlas:
+        """What `detect` found."""
+        from babelscope.detection.atlas import Atlas
+
+        parts = [Atlas.load(path) for path in sorted((self.folder.parent / "detect").glob("run-*"))]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole | part
+        return whole
+
+    @cached_property
+    def sets(self) -> dict[str, NeuronSet]:
+        """What `select` chose, by language."""
+        from babelscope.neurons.neuronset import NeuronSet
+
+        folder = self.folder.parent / "select"
+        return {code: NeuronSet.load(folder / f"{code}.safetensors") for code in self.study.languages}
+
+
+@dataclass
+class Made:
+    """What a stage found."""
+
+    how: str
+    """How it was made: plain text, one paragraph."""
+    findings: list[Finding] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+def table(name: str, title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A table of a result."""
+    return Table(slug(name), title, tuple(columns), tuple(tuple(row) for row in rows))
+
+
+def figure(name: str, kind: str, title: str, caption: str, records: Iterable[Mapping[str, Any]]) -> Figure:
+    """A figure of a result."""
+    return Figure(slug(name), kind, title, caption, tuple(records))
+
+
+def finding(claim: str, interval: Interval, text: str) -> Finding:
+    """A claim that an effect is above zero: it holds if the whole interval is, and does not if none of it is."""
+    verdict = "holds" if interval.low > 0 else "does not hold" if interval.high < 0 else "undecided"
+    return Finding(claim, verdict, text, interval.value, interval.low, interval.high)
+
+
+def spread(values: Iterable[float]) -> Interval:
+    """The mean with its 95 % bootstrap interval; a single value has none."""
+    from babelscope.evaluation.inference import bootstrap_mean
+
+    return bootstrap_mean(list(values))
+
+
+def between(interval: Interval, digits: int = 3) -> str:
+    """`0.120 [0.090, 0.150]`, for a sentence."""
+    low, high = (f"{bound:.{digits}f}" for bound in (interval.low, interval.high))
+    bounds = f" [{low}, {high}]" if math.isfinite(interval.low) and math.isfinite(interval.high) else ""
+    return f"{interval.value:.{digits}f}{bounds}"
+
+
+def named(code: str) -> str:
+    """A language's English name."""
+    return get_language(code).name
+
+
+def slug(text: str) -> str:
+    """A name for files and for figures: letters, digits, dots become `-`, nothing else."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-") or "x"
+
+
+def finite(content: Any) -> Any:
+    """What JSON can hold: NaN and infinity become null, tuples lists."""
+    if isinstance(content, Mapping):
+        return {str(name): finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

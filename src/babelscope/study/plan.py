@@ -1,0 +1,349 @@
+"""Running a study: its stages as a small graph over a run folder, each under a key of everything that decides it.
+
+    RUN/run.json                      the study as it was asked, machine, versions, models, status, wall time
+    RUN/study.log
+    RUN/MODEL/STAGE/result.json       what the stage found, written last
+    RUN/MODEL/STAGE/key.json          what it was made from
+    RUN/MODEL/STAGE/...               atlas, neuron files, cells
+    RUN/MODEL/.earlier/STAGE-KEY/     what was made from other settings, taken back if they return
+
+A stage whose key is the same and whose result is there is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from babelscope import tinybabel
+from babelscope.artifacts import digest, environment, read_json, run_folder, update_run, write_json
+from babelscope.corpora.sources import MIB, open_corpus
+from babelscope.errors import ConfigError, MissingDependencyError
+from babelscope.report.results import KIND, STAGES, VERSION, read_result
+from babelscope.study import effects, stages, tasks
+from babelscope.study.config import Model, Study, as_json
+from babelscope.study.estimate import Size, work
+from babelscope.study.job import Job, Loader, Made, finite, slug
+from babelscope.study.progress import View
+
+logger = logging.getLogger(__name__)
+
+RESULT, KEY, LOG, EARLIER = "result.json", "key.json", "study.log", ".earlier"
+RUNS = {
+    "detect": stages.detect, "select": stages.select, "lens": stages.lens, "search": stages.search,
+    "damage": stages.damage, "grid": tasks.grid, "evaluation": tasks.evaluation, "steering": effects.steering,
+    "tuning": effects.tuning,
+}  # fmt: skip
+DECIDES: dict[str, tuple[str, ...]] = {
+    "detect": ("languages", "seed", "detect"),
+    "select": ("languages", "select"),
+    "lens": ("languages", "english", "seed", "lens"),
+    "search": ("languages", "english", "seed", "search"),
+    "damage": ("languages", "seed", "damage", "select.compare"),
+    "grid": ("languages", "english", "seed", "grid", "split", "data"),
+    "evaluation": ("languages", "english", "evaluation", "data"),
+    "steering": ("languages", "english", "seed", "steering", "select.rule"),
+    "tuning": ("languages", "seed", "tuning", "data"),
+}
+"""Parts of a study that decide the numbers of a stage, beside the model and the stages that it reads."""
+TEXTS: dict[str, tuple[str, ...]] = {
+    "detect": ("detect",), "lens": ("detect", "held_out"), "search": ("validation",), "damage": ("held_out",),
+    "steering": ("detect", "held_out"), "tuning": ("detect", "validation", "held_out"),
+}  # fmt: skip
+"""The texts that a stage reads itself."""
+
+
+def run_study(
+    study: Study, source: str, out: Path, *, only: str | None = None, start: str | None = None, shown: bool = True
+) -> dict[str, Any]:
+    """Runs what a study asks for and is not there yet, and writes the report.
+
+    Args:
+        study: from `load_study`.
+        source: the file or preset that it came from, for the command beside every result.
+        out: the run folder; the same call again goes on where it stopped.
+        only: this stage, and before it what it reads if that is missing.
+        start: this stage and all later ones anew, whatever is there.
+        shown: a progress view on standard error.
+
+    Returns:
+        `out`, `report` (path, or None without the packages it needs), and for each model its results: `stages`
+        (name, seconds, whether it was there before) and `findings`.
+
+    Raises:
+        ConfigError: a stage that the study does not have; settings that contradict.
+        DataError: a model, a corpus or a task's file that is not there; before any work.
+        RunFolderError: the folder is in use, or holds another study.
+    """
+    wanted = _chosen(study, only, start)
+    texts = {kind: _identities(study, kind) for kind in {kind for stage in wanted for kind in TEXTS.get(stage, ())}}
+    _check_tasks(study, wanted)
+    names = folder_names(study.models)
+    keys = {name: _keys(study, spec, texts) for name, spec in names.items()}
+    models = {name: {**asdict(spec), "identity": _identity(spec)} for name, spec in names.items()}
+    about = {"name": study.name, "machine": machine()}
+    with run_folder(out, {"command": "study", "study": study.name}, about), _logged(out / LOG):
+        update_run(
+            out, status="running", study=as_json(study), source=source, models=models, stages=list(study.stages),
+            seeds={"study": study.seed, "tuning": list(study.tuning.seeds)}, environment=environment(), **about,
+        )  # fmt: skip
+        todo = []
+        for name, stage in ((name, stage) for name in names for stage in wanted):
+            anew = start is not None and list(STAGES).index(stage) >= list(STAGES).index(start)
+            if _place(out / name, stage, keys[name][stage], anew):
+                todo.append((name, stage))
+        logger.info("%s: %d of %d stages to run", study.name, len(todo), len(names) * len(wanted))
+        plan = [
+            (f"{name} {stage}" if len(names) > 1 else stage, _seconds(study, names[name], stage))
+            for name, stage in todo
+        ]
+        view, loader = View(plan, shown), None
+        for name, stage in todo:
+            if loader is None or loader.spec != names[name]:
+                loader = Loader(names[name])
+            view.stage()
+            _run(study, source, out / name / stage, stage, loader, view)
+            view.ended()
+        wall = {
+            name: {stage: _told(out / name / stage)["seconds"] for stage in study.stages if _there(out / name / stage)}
+            for name in names
+        }
+        complete = all(len(found) == len(study.stages) for found in wall.values())
+        update_run(out, status="finished" if complete else "unfinished", wall_seconds=wall)
+    return {
+        "out": str(out),
+        "report": _report(out),
+        "models": {name: _summary(out / name, study, todo, name) for name in names},
+    }
+
+
+def dry_run(study: Study, only: str | None = None, start: str | None = None) -> dict[str, Any]:
+    """What `run_study` would do, from the study and the models' sizes alone: no model, no text, no network."""
+    wanted = _chosen(study, only, start)
+    models = {}
+    for name, spec in folder_names(study.models).items():
+        size = Size.of(spec)
+        rows = [
+            {"stage": stage, "cells": work(study, stage).cells, "seconds": work(study, stage).seconds(size)}
+            for stage in wanted
+        ]
+        known = [row["seconds"] for row in rows if isinstance(row["seconds"], float)]
+        several = 1 + 3 * ("tuning" in wanted and "full" in study.tuning.arms)
+        models[name] = {
+            "model": spec.name, "dtype": spec.dtype, "parameters": size.parameters, "layers": size.layers,
+            "stages": rows,
+            "seconds": sum(known) if len(known) == len(rows) else None,
+            "memory_bytes": None if size.bytes is None else size.bytes * several * 1.2 + 0.7e9,
+        }  # fmt: skip
+    return {"dry_run": True, "name": study.name, "languages": list(study.languages), "models": models}
+
+
+def machine() -> dict[str, Any]:
+    """What the study runs on."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    gpus = [torch.cuda.get_device_name(at) for at in range(torch.cuda.device_count())]
+    return {"cpu": platform.machine(), "cores": os.cpu_count(), "memory_bytes": memory, "gpus": gpus}
+
+
+def folder_names(models: Sequence[Model]) -> dict[str, Model]:
+    """A folder for each model, named after it; models of one name are numbered."""
+    found: dict[str, Model] = {}
+    for spec in models:
+        folder = Path(spec.name).expanduser()
+        name = stem = slug(folder.resolve().name if folder.is_dir() else spec.name)
+        for number in range(2, len(models) + 2):
+            if name not in found and name not in STAGES:
+                break
+            name = f"{stem}-{number}"
+        found[name] = spec
+    return found
+
+
+def _chosen(study: Study, only: str | None, start: str | None) -> list[str]:
+    for stage in (only, start):
+        if stage is not None and stage not in study.stages:
+            raise ConfigError(f"wanted a stage of this study, {', '.join(study.stages)}, found {stage!r}. Correct it.")
+    wanted = set(study.stages)
+    if only is not None:
+        wanted, fresh = {only}, [only]
+        while fresh:
+            fresh = [each for stage in fresh for each in study.needs(stage)]
+            wanted |= set(fresh)
+    return [stage for stage in STAGES if stage in wanted]
+
+
+def _keys(study: Study, spec: Model, texts: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What decides each stage's numbers, as a digest: settings, model, texts and the keys of the stages it reads."""
+    said, found = as_json(study), dict[str, str]()
+    model = {"identity": _identity(spec), "dtype": spec.dtype}
+    for stage in STAGES:
+        if any(kind not in texts for kind in TEXTS.get(stage, ())):
+            continue  # of a stage that is not wanted
+        settings: dict[str, Any] = {}
+        for name in DECIDES[stage]:
+            outer, _, inner = name.partition(".")
+            settings[name] = said[outer][inner] if inner else said[outer]
+        if stage in ("grid", "evaluation", "tuning"):
+            settings["files"] = _listing(study.data)
+        inputs = [found[each] for each in study.needs(stage) if each in found]
+        content = {"stage": stage, "model": model, "settings": settings, "inputs": inputs, "version": VERSION}
+        found[stage] = digest({**content, "texts": {kind: texts[kind] for kind in TEXTS.get(stage, ())}})
+    return found
+
+
+def _identities(study: Study, kind: str) -> dict[str, str]:
+    """What tells the texts of each language from changed ones. Opening them refuses what is missing."""
+    return {code: open_corpus(source, seed=study.seed).identity() for code, source in study.corpus(kind).items()}
+
+
+def _identity(spec: Model) -> str:
+    """What tells a model from another without loading it: its files' sizes and ends; for a Hub name, the revision."""
+    folder = tinybabel.MODEL if spec.name == tinybabel.NAME else Path(spec.name).expanduser()
+    if not folder.is_dir():
+        return f"{spec.name}@{spec.revision or 'main'}"
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model")):
+        size = path.stat().st_size
+        total.update(f"{path.name} {size}".encode())
+        with path.open("rb") as stream:
+            total.update(stream.read(MIB))
+            stream.seek(max(0, size - MIB))
+            total.update(stream.read(MIB))
+    return total.hexdigest()[:32]
+
+
+def _listing(data: str | None) -> list[tuple[str, int]] | None:
+    if data is None:
+        return None
+    folder = Path(data).expanduser()
+    return sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+
+
+def _check_tasks(study: Study, wanted: Sequence[str]) -> None:
+    """Refuses a task without items in any language that is asked, and a data folder that isn't there."""
+    from babelscope.evaluation.tasks.benchmarks import find
+
+    named = {"grid": tuple(study.grid.tasks), "evaluation": study.evaluation.tasks, "tuning": study.tuning.tasks}
+    for each in (task for stage in wanted for task in named.get(stage, ())):
+        there = {asked.language for asked in find([each], None, study.data)}
+        if study.english not in there or len(there & set(study.languages)) < 2:
+            raise ConfigError(
+                f"wanted items of {each} in {study.english} and in another of {', '.join(study.languages)}, found "
+                f"{', '.join(sorted(there))}. Drop the task, or give its files with data: FOLDER."
+            )
+        lacking = [code for code in study.tuning.languages if code not in there]
+        if "tuning" in wanted and each in study.tuning.tasks and lacking:
+            raise ConfigError(
+                f"tuning.tasks: wanted items of {each} in every tuned language, found none in {', '.join(lacking)}. "
+                "Drop the task, or tune those languages in a study of their own."
+            )
+
+
+def _place(folder: Path, stage: str, key: str, anew: bool) -> bool:
+    """Makes the stage's folder that of the key: what was made from other settings steps aside, or comes back.
+
+    Returns:
+        Whether there is something to run.
+    """
+    here, aside = folder / stage, folder / EARLIER / f"{stage}-{key}"
+    if here.is_dir() and (not (here / KEY).is_file() or ((theirs := read_json(here / KEY)["key"]) == key and anew)):
+        shutil.rmtree(here)
+    elif here.is_dir() and theirs != key:
+        (folder / EARLIER).mkdir(exist_ok=True)
+        here.replace(folder / EARLIER / f"{stage}-{theirs}")
+        logger.info("%s: other settings than before; what was made with those is kept in %s", stage, EARLIER)
+    if not here.is_dir() and aside.is_dir() and not anew:
+        aside.replace(here)
+    if not here.is_dir():
+        write_json(here / KEY, {"key": key})
+    return not _there(here)
+
+
+def _there(folder: Path) -> bool:
+    return (folder / RESULT).is_file()
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    return read_json(folder / RESULT)
+
+
+def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, view: View) -> None:
+    """Runs a stage and writes its result, last."""
+    logger.info("%s: %s begins", folder.parent.name, stage)
+    started = time.monotonic()
+    job = Job(study, loader, stage, folder, view.cell)
+    made: Made = RUNS[stage](job)
+    seconds = round(time.monotonic() - started, 1)
+    content = {
+        "kind": KIND, "version": VERSION, "stage": stage, "model": loader.spec.name, "title": STAGES[stage],
+        "seconds": seconds, "command": f"babelscope study {source} --only {stage} --out runs/{slug(study.name)}",
+        "how": made.how, "findings": [asdict(each) for each in made.findings],
+        "tables": [asdict(each) for each in made.tables], "figures": [asdict(each) for each in made.figures],
+    }  # fmt: skip
+    write_json(folder / RESULT, finite(content))
+    logger.info("%s: %s done in %.0f s", folder.parent.name, stage, seconds)
+
+
+def _seconds(study: Study, spec: Model, stage: str) -> float:
+    """For the time left; 1 where nobody knows."""
+    return max(1.0, work(study, stage).seconds(Size.of(spec)) or 1.0)
+
+
+def _report(out: Path) -> str | None:
+    from babelscope.report.page import write_report
+
+    try:
+        return str(write_report(out))
+    except MissingDependencyError as error:
+        logger.warning("the study is finished, but there is no report: %s", error)
+        return None
+
+
+def _summary(folder: Path, study: Study, ran: list[tuple[str, str]], name: str) -> dict[str, Any]:
+    """What a person sees at the end: the stages, and the claims with what came of them."""
+    results = [
+        read_result(folder / stage / RESULT) for stage in STAGES if _there(folder / stage) and stage in study.stages
+    ]
+    return {
+        "stages": [
+            {"stage": each.stage, "seconds": each.seconds, "before": (name, each.stage) not in ran} for each in results
+        ],
+        "findings": [{"stage": each.stage, **asdict(finding)} for each in results for finding in each.findings],
+    }
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Every library's warnings and this one's messages, with the time, in a file that grows; off the terminal."""
+    root, library = logging.getLogger(), logging.getLogger("babelscope")
+    handler, level = logging.FileHandler(path, encoding="utf-8"), library.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    shown = {each: each.level for each in library.handlers}
+    for each in shown:
+        each.setLevel(max(each.level, logging.WARNING))
+    library.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logging.captureWarnings(False)
+        library.setLevel(level)
+        for each, before in shown.items():
+            each.setLevel(before)
+        root.removeHandler(handler)
+        handler.close()
