@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 import babelscope as bs
 from babelscope import cli, demo
 from babelscope.detection import detect as detection
+from babelscope.study import config
 from builders import byte_llama, byte_tokenizer
 
 torch.set_num_threads(1)
@@ -38,6 +40,7 @@ SENTENCES = {
 
 
 short_demo = demo.demo
+whole_study = config.load_study
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -85,7 +88,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 out, documents=3, texts=2, draws=2, stages=("detect", "select", "damage")
             ),
         )
+        patch.setattr(config, "load_study", lambda name: shortened(whole_study(name)))
         yield folder
+
+
+def shortened(study: config.Study) -> config.Study:
+    """A study of seconds: two stages on three documents."""
+    return replace(study, stages=("detect", "select"), detect=replace(study.detect, documents=3))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +110,7 @@ def started(place: Path) -> list[list[str]]:
 
 
 def test_shell_commands_run(started: list[list[str]], place: Path) -> None:
-    assert [words[1] for words in started] == ["demo", "detect", "select", "show"]
+    assert [words[1] for words in started] == ["demo", *["study"] * 3, "detect", "select", "show"]
     assert len(bs.NeuronSet.load(place / "runs" / "first" / "neurons" / "fr.safetensors")) > 0
 
 

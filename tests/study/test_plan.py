@@ -262,5 +262,11 @@ def test_the_command(world, tmp_path, capsys, quick):
     assert "[2/2] select: done" in told.err
     assert cli.main(["study", "--init", str(tmp_path / "new.yaml")]) == 0
     assert f"babelscope study {tmp_path / 'new.yaml'} --dry-run" in capsys.readouterr().out
+    assert cli.main(["study", str(tmp_path / "new.yaml"), "--dry-run"]) == 0
+    slip = (tmp_path / "new.yaml").read_text("utf-8").replace("tinybabel:{}:test", str(tmp_path / "{}.txt"))
+    (tmp_path / "slip.yaml").write_text(slip, "utf-8")
+    capsys.readouterr()
+    assert cli.main(["study", str(tmp_path / "slip.yaml"), "--dry-run"]) == 1
+    assert "en.txt" in capsys.readouterr().err
     assert cli.main(["study", str(path)]) == 1
     assert "--out DIR" in capsys.readouterr().err

@@ -419,7 +419,7 @@ def template() -> str:
             }
             lines.append("corpora:  # files, folders, globs, hub:NAME:CONFIG:FIELD; {} is the language's code")
             inner = {field.name: field.metadata["about"] for field in dataclasses.fields(Corpora)}
-            lines += [f'  {name}: "tinybabel:{{}}{split}"  # {inner[name]}' for name, split in sources.items()]
+            lines += [f'  {name}: "{source}"  # {inner[name]}' for name, source in sources.items()]
         elif each.name in given:
             lines.append(f"{each.name}: {given[each.name]}  # {about}")
         elif isinstance(kind, type) and dataclasses.is_dataclass(kind):

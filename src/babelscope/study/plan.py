@@ -127,8 +127,16 @@ def run_study(
 
 
 def dry_run(study: Study, only: str | None = None, start: str | None = None) -> dict[str, Any]:
-    """What `run_study` would do, from the study and the models' sizes alone: no model, no text, no network."""
+    """What `run_study` would do, from the study and the models' sizes alone: no model is loaded, nothing is fetched.
+
+    Raises:
+        ConfigError, DataError: texts on this machine that are not there.
+    """
     wanted = _chosen(study, only, start)
+    for kind in {kind for stage in wanted for kind in TEXTS.get(stage, ())}:
+        for source in study.corpus(kind).values():
+            if not source.startswith("hub:"):
+                open_corpus(source)
     models = {}
     for name, spec in folder_names(study.models).items():
         size = Size.of(spec)
