@@ -363,3 +363,29 @@ def test_a_run_record_of_strangers(tmp_path):
         write_json(tmp_path / "run.json", {"asked": asked})
         with pytest.raises(DataError, match="damaged"):
             describe.run_state(tmp_path)
+
+
+def test_a_study_is_shown_with_what_it_found(tmp_path):
+    """Until then it was shown as a detection of no languages."""
+    finding = {"claim": "A holds", "verdict": "holds", "text": "It does.", "effect": 0.5, "low": 0.25, "high": 0.75}
+    result = {
+        "kind": "babelscope result", "version": 1, "stage": "damage", "model": "m", "title": "Damage", "seconds": 120.0,
+        "command": "babelscope study s.yaml", "how": "So.", "findings": [finding], "tables": [], "figures": [],
+    }  # fmt: skip
+    record = {"asked": {"command": "study"}, "status": "unfinished", "models": {"m": {}}, "stages": ["damage", "lens"]}
+    write_json(tmp_path / "run.json", record)
+    (tmp_path / "m" / "damage").mkdir(parents=True)
+    write_json(tmp_path / "m" / "damage" / "result.json", result)
+    found = describe.describe(tmp_path)
+    assert found["artefact"] == "study"
+    assert [each["claim"] for each in found["models"]["m"]["findings"]] == ["A holds"]
+    shown = "\n".join(draw.draw(found, Screen()))
+    assert all(part in shown for part in ("unfinished", "m lens", "A holds. It does.", "1 stage, 2 min", "makes it"))
+
+
+def test_a_run_of_another_command_names_it(tmp_path):
+    write_json(tmp_path / "run.json", {"asked": {"command": "lens"}, "status": "finished"})
+    shown = "\n".join(draw.draw(describe.describe(tmp_path), Screen()))
+    assert "finished" in shown
+    assert "lens" in shown
+    assert "languages" not in shown

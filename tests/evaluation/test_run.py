@@ -97,6 +97,8 @@ def test_neuron_files_by_language(folder, tmp_path):
         load_sets([folder / "neurons", folder / "neurons" / "fr.safetensors"])
     with pytest.raises(ConfigError, match="found no neuron file"):
         load_sets([tmp_path])
+    with pytest.raises(BabelscopeError, match=r"de\.safetensors is not there"):
+        load_sets([tmp_path / "de.safetensors"])
     sets["fr"].save(tmp_path / "frensh.safetensors")
     with pytest.raises(BabelscopeError, match="frensh"):
         load_sets([tmp_path])

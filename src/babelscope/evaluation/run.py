@@ -13,7 +13,7 @@ from typing import Any
 from babelscope.artifacts import write_json
 from babelscope.corpora.sources import open_corpus
 from babelscope.editing.stages import Stages
-from babelscope.errors import ConfigError
+from babelscope.errors import ConfigError, DataError
 from babelscope.evaluation.claims import CRITERIA, claims
 from babelscope.evaluation.grid import TABLE, Grid, rows
 from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts, usual_stages
@@ -42,6 +42,8 @@ def load_sets(paths: Iterable[Path]) -> dict[str, NeuronSet]:
         files += sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     found: dict[str, NeuronSet] = {}
     for file in files:
+        if not file.exists():
+            raise DataError(f"{file} is not there. Give the folder that babelscope select wrote, or files of it.")
         code = get_language(file.stem).code
         if code in found:
             raise ConfigError(f"two neuron files of {code}, the second is {file}. Give one for each language.")

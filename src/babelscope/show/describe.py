@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def describe(path: str | Path, top: int = 10) -> dict[str, Any]:
     """Reads any artefact into plain data that JSON can hold.
 
     Args:
-        path: a neuron file, a folder of them, an atlas, a run folder or its run.json, or a model folder.
+        path: a neuron file, a folder of them, an atlas, a run folder of any command or its run.json, or a model folder.
         top: how many of the best neurons of a neuron file to list.
 
     Raises:
@@ -102,7 +103,40 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     return {"state": "unfinished", "languages": states, "last_written": last, "record": record}
 
 
+def _other_run(path: Path) -> dict[str, Any] | None:
+    """A run of another command than `detect`: how far it is; of a study also what it found. None if it is none."""
+    if not (path / "run.json").is_file():
+        return None
+    with damage_explained(path / "run.json"):
+        record = read_json(path / "run.json")
+        command = (record.get("asked") or {}).get("command") or record.get("command")
+    if command in (None, "detect"):
+        return None
+    content: dict[str, Any] = {
+        "folder": str(path), "command": command, "state": record.get("status", "unfinished"),
+        "files": sorted(item.name for item in path.iterdir() if not item.name.startswith(".")),
+    }  # fmt: skip
+    if command != "study":
+        return {"artefact": "other run", **content}
+    from babelscope.report.results import read_run
+
+    run, report = read_run(path), path / "report.html"
+    models = {
+        name: {
+            "stages": [{"stage": stage, "seconds": made.seconds, "before": False} for stage, made in stages.items()],
+            "findings": [{"stage": stage, **asdict(each)} for stage, made in stages.items() for each in made.findings],
+        }
+        for name, stages in run.results.items()
+    }
+    missing = [f"{model} {stage}" for model, stage in run.missing]
+    about = {"models": models, "missing": missing, "report": str(report) if report.exists() else None}
+    return {"artefact": "study", **content, **about}
+
+
 def _describe_folder(path: Path) -> dict[str, Any]:
+    other = _other_run(path)
+    if other is not None:
+        return other
     state = run_state(path)
     if state is not None and state["state"] == "unfinished":
         return {"artefact": "run", "folder": str(path), **state}

@@ -10,6 +10,7 @@ from typing import Any
 
 from babelscope.models.families import FAMILIES
 from babelscope.show.describe import SKIPPED, damage_explained
+from babelscope.show.studied import draw_study_run
 from babelscope.show.terminal import Screen, cells, clean, human_bytes, label, wrapped
 
 
@@ -21,6 +22,8 @@ def draw(content: Mapping[str, Any], screen: Screen) -> list[str]:
         "run": _draw_atlas if content.get("state") != "unfinished" else _draw_unfinished,
         "neuron files": lambda found, where: draw_sets(found["sets"], where),
         "model": _draw_model,
+        "study": draw_study_run,
+        "other run": _draw_other_run,
     }
     with damage_explained(content.get("file") or content.get("folder")):
         return drawing[content["artefact"]](content, screen)
@@ -227,6 +230,11 @@ def _draw_unfinished(content: Mapping[str, Any], screen: Screen) -> list[str]:
         *screen.table(("language", "state"), [(label(code), state) for code, state in states.items()], left=2),
     ]
     return [*lines, "", "If no process is at work on it, the same command goes on where it stopped."]
+
+
+def _draw_other_run(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    lines = screen.heading(f"Run {content['folder']}", content["state"])
+    return lines + screen.fields([("command", content["command"]), ("files", ", ".join(content["files"]))])
 
 
 def _draw_model(content: Mapping[str, Any], screen: Screen) -> list[str]:

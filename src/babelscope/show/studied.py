@@ -29,23 +29,42 @@ def draw_study_plan(content: Mapping[str, Any], screen: Screen) -> list[str]:
     return [*lines, "", "Dry run: nothing was loaded and nothing was written."]
 
 
+def draw_study_run(content: Mapping[str, Any], screen: Screen) -> list[str]:
+    """A study's folder: how far it is, and what it found."""
+    lines = screen.heading(f"Study {content['folder']}", content["state"])
+    if content["missing"]:
+        lines += screen.fields([("missing", ", ".join(content["missing"]))])
+    if any(model["stages"] for model in content["models"].values()):
+        lines += ["", *_claims(content, screen)]
+    report = content["report"] or f"babelscope report {content['folder']} makes it"
+    return [*lines, "", f"The report: {report}"]
+
+
 def draw_studied(content: Mapping[str, Any], screen: Screen) -> list[str]:
     """The claims with what came of them, and where the report is."""
+    lines, report = _claims(content, screen), content["report"]
+    if report is None:
+        return [*lines, "", 'No report: pip install "babelscope[report]", then the same command again.', content["out"]]
+    return [*lines, "", f"The report: {report}"]
+
+
+def _claims(content: Mapping[str, Any], screen: Screen) -> list[str]:
     marks = {"holds": "holds", "does not hold": "does not", "undecided": "undecided"}
     lines: list[str] = []
     for name, model in content["models"].items():
         ran = sum(each["seconds"] for each in model["stages"] if not each["before"])
         before = sum(each["before"] for each in model["stages"])
-        note = f"{len(model['stages'])} stages, {duration(ran)}" + (f", {before} were there before" if before else "")
+        count = len(model["stages"])
+        note = f"{count} stage{'' if count == 1 else 's'}, {duration(ran)}"
+        note += f", {before} were there before" if before else ""
+            f", {before} were there before" if before else ""
+        )
         lines += [*([""] if lines else []), *screen.heading(f"What came of it: {name}", note)]
         for found in model["findings"]:
             head = f"  {marks[found['verdict']]:<10} "
             told = wrapped(f"{found['claim']}. {found['text']}", max(40, screen.width - len(head)))
             lines += [head + told[0], *(" " * len(head) + line for line in told[1:])]
-    report = content["report"]
-    if report is None:
-        return [*lines, "", 'No report: pip install "babelscope[report]", then the same command again.', content["out"]]
-    return [*lines, "", f"The report: {report}"]
+    return lines
 
 
 def duration(seconds: float | None) -> str:
