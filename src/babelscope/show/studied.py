@@ -57,8 +57,6 @@ def _claims(content: Mapping[str, Any], screen: Screen) -> list[str]:
         count = len(model["stages"])
         note = f"{count} stage{'' if count == 1 else 's'}, {duration(ran)}"
         note += f", {before} were there before" if before else ""
-            f", {before} were there before" if before else ""
-        )
         lines += [*([""] if lines else []), *screen.heading(f"What came of it: {name}", note)]
         for found in model["findings"]:
             head = f"  {marks[found['verdict']]:<10} "

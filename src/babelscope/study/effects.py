@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from babelscope.evaluation.inference import Interval
-from babelscope.study.job import Job, Made, between, figure, finding, named, spread, table
+from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, spread, table
 from babelscope.study.paper import printed_enhancement
 from babelscope.tuning.verdict import ALL
 
@@ -84,7 +84,7 @@ def steering(job: Job) -> Made:
         [table("steering", "Continuations in the wanted language",
                ("to", "way", "share", "low", "high", "a prompt", "its continuation"), rows)],
         [figure("steering", "bars", "Continuations in the wanted language",
-                "Share of prompts, with 95 % Wilson intervals.", records)],
+                "Share of prompts, with 95 % Wilson intervals.", records, x="share of prompts")],
     )  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def tuning(job: Job) -> Made:
             if (change := getattr(row, side)) is not None
         ]
         caption = "By documents trained on; below zero is better. Bands are 95 % intervals over texts and runs."
-        figures.append(figure(f"tuning {side}", "curve", f"Change in bits per byte: {title}", caption, records))
+        axes = {"x": "documents trained on", "y": BITS}
+        figures.append(figure(f"tuning {side}", "curve", f"{BITS.capitalize()}: {title}", caption, records, **axes))
     largest, arm = max(asked.documents), next(iter(asked.neurons))
     findings = []
     for row in together:

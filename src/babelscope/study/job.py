@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
 
 
+BITS = "change in bits per byte"
+"""What damage and tuning are measured in, as axes and captions say it."""
+
+
 @dataclass
 class Loader:
     """A model and its tokenizer, loaded once, when a stage first asks."""
@@ -147,9 +151,11 @@ def table(name: str, title: str, columns: Iterable[str], rows: Iterable[Iterable
     return Table(slug(name), title, tuple(columns), tuple(tuple(row) for row in rows))
 
 
-def figure(name: str, kind: str, title: str, caption: str, records: Iterable[Mapping[str, Any]]) -> Figure:
-    """A figure of a result."""
-    return Figure(slug(name), kind, title, caption, tuple(records))
+def figure(
+    name: str, kind: str, title: str, caption: str, records: Iterable[Mapping[str, Any]], *, x: str = "", y: str = ""
+) -> Figure:
+    """A figure of a result, with the titles of its axes where the chart gives them none itself."""
+    return Figure(slug(name), kind, title, caption, tuple(records), x, y)
 
 
 def finding(claim: str, interval: Interval, text: str) -> Finding:

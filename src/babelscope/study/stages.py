@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from babelscope.errors import ConfigError
 from babelscope.report.results import Finding
 from babelscope.study.config import SEARCHED, Split
-from babelscope.study.job import Job, Made, between, figure, finding, named, spread, table
+from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, spread, table
 
 if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
@@ -355,7 +355,7 @@ def damage(job: Job) -> Made:
     ]
     figures = [
         figure(f"damage {kind}", "matrix", f"Damage matrix: {kind}",
-               "Change in bits per byte: the row's neurons off, the column's held-out texts.",
+               f"{BITS.capitalize()}: the row's neurons off, the column's held-out texts.",
                [{"row": row, "column": column,
                  **{"value": matrices[kind]["change"][i][j], "low": matrices[kind]["low"][i][j],
                     "high": matrices[kind]["high"][i][j]}}
@@ -376,7 +376,7 @@ def damage(job: Job) -> Made:
             table("harm", "Mean harm over languages, in bits per byte", columns, rows),
             table("intact", "The intact model", ("language", "bits per byte"), base),
         ],
-        [figure("own", "forest", title, caption, forest), *figures],
+        [figure("own", "forest", title, caption, forest, x=BITS), *figures],
     )
 
 

@@ -60,7 +60,9 @@ def grid(job: Job) -> Made:
                 place["label"] += " (random sets)"
                 records.append({**place, "value": row.random, "low": None, "high": None, "control": True})
         caption = f"Change in the score with 95 % intervals over items; hollow: mean of {options.controls} random sets."
-        figures.append(figure(f"grid {task}", "forest", f"{task}: what switching off does", caption, records))
+        figures.append(
+            figure(f"grid {task}", "forest", f"{task}: what switching off does", caption, records, x="change in score")
+        )
     findings = [
         Finding(**{name: each.as_json()[name] for name in ("claim", "verdict", "text", "effect", "low", "high")})
         for each in claims(effects, english)
@@ -140,7 +142,7 @@ def evaluation(job: Job) -> Made:
             )
         )
         caption = f"Score ({main_metric(task)}) with 95 % intervals over items."
-        figures.append(figure(f"scores {task}", "bars", task, caption, records[task]))
+        figures.append(figure(f"scores {task}", "bars", task, caption, records[task], x="score"))
     columns = (
         "task", "language", "metric", "items", "intact", "low", "high", "without", "change", "change low",
         "change high",
