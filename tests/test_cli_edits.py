@@ -89,6 +89,16 @@ def test_ablate_shows_before_and_after(capsys: pytest.CaptureFixture[str], place
         assert each["before"] != each["after"]
 
 
+def test_stages_are_those_of_the_paper_in_proportion_unless_told(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
+    """Of four layers the first understands and the last generates; 8 and 2 of 32 used to be taken for any model."""
+    words = ("ablate", place.model, "--neurons", place.fr, "--stage", "solve", "--prompt", "a", "--json")
+    usual, told = (run(capsys, *words, *more) for more in ((), ("--stages", "1,1")))
+    assert usual == told
+    assert usual[0] == 0
+
+
 def test_ablate_by_stage_and_structure(capsys: pytest.CaptureFixture[str], place: Place) -> None:
     words = [
         "--stages",
@@ -199,7 +209,7 @@ def test_export_of_a_mean_for_a_screen(capsys: pytest.CaptureFixture[str], place
         (["--op", "scale"], "op='scale' needs factor"),
         (["--op", "erase"], "wanted op among zero, scale, clamp, mean, median, resample"),
         (["--op", "median"], "op='median' needs reference"),
-        (["--stage", "solve"], "the stage understand has 8 layers, the model only 4"),
+        (["--stage", "solve", "--stages", "8,2"], "the stage understand has 8 layers, the model only 4"),
         (["--stage", "solving", "--stages", "1,1"], "wanted a stage among understand, solve, generate"),
         (["--stage", "solve", "--stages", "2,2"], "there is nothing to edit"),
     ],

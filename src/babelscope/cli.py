@@ -261,7 +261,8 @@ def _edit(args: argparse.Namespace) -> tuple[Any, Any, Any, dict[str, Any]]:
 
     neurons = NeuronSet.load(args.neurons)
     if args.stage or args.structure:
-        neurons = Stages(*args.stages).of(neurons, args.stage, args.structure)
+        stages = Stages.usual(neurons.n_layers) if args.stages is None else Stages(*args.stages)
+        neurons = stages.of(neurons, args.stage, args.structure)
     options = {name: getattr(args, name) for name in ("op", "factor", "value", "force")}
     if args.reference is None or args.op not in ("median", "resample"):
         options["reference"] = None if args.reference is None else Atlas.load(Path(args.reference))
@@ -613,7 +614,8 @@ def build_parser() -> argparse.ArgumentParser:
             help="mean: over the tokens of this run or atlas; median, resample: of this text, such as french.txt",
         )  # fmt: skip
         add("--documents", type=int, default=100, metavar="N", help="of the text, drawn at random (%(default)s)")
-        add("--stages", type=_stages, default=(8, 2), metavar="N,N", help="first and last layers, for --stage (8,2)")
+        usual = "for --stage: first and last layers (a quarter and a sixteenth: 8,2 of 32)"
+        add("--stages", type=_stages, metavar="N,N", help=usual)
         add("--stage", type=_names, metavar="NAMES", help="only layers that understand, solve or generate (all)")
         add("--structure", type=_names, metavar="NAMES", help="only attention or ffn (both)")
 

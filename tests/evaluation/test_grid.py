@@ -20,7 +20,7 @@ from babelscope.evaluation.grid import CELLS, TABLE, Grid, Row, ablation_grid
 from babelscope.evaluation.inference import against_random, holm, paired_permutation
 from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.likelihood import likelihood
-from babelscope.evaluation.parts import PARTS, standard_parts, usual_stages
+from babelscope.evaluation.parts import PARTS, standard_parts
 from builders import byte_llama, byte_tokenizer
 
 TASK = "tinybabel_knowledge"
@@ -188,7 +188,7 @@ def test_standard_parts(world):
     assert list(standard_parts(stages, sets, names=("ffn", "all"))) == ["all", "ffn"]
     with pytest.raises(ConfigError, match="found solving"):
         standard_parts(stages, sets, names=("solving",))
-    assert [usual_stages(count) for count in (32, 8, 2)] == [Stages(8, 2), Stages(2, 1), Stages(0, 1)]
+    assert [Stages.usual(count) for count in (32, 8, 2)] == [Stages(8, 2), Stages(2, 1), Stages(0, 1)]
 
 
 def test_what_is_refused(world, tmp_path):

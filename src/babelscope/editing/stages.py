@@ -37,6 +37,11 @@ class Stages:
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise ConfigError(f"wanted {name} as a number of layers, 0 or more, found {count!r}. Correct it.")
 
+    @classmethod
+    def usual(cls, n_layers: int) -> Stages:
+        """The paper's proportions for Vicuna (8 and 2 of 32 layers), for a model of any depth."""
+        return cls(round(n_layers / 4), max(1, round(n_layers / 16)))
+
     def layers(self, n_layers: int) -> dict[str, range]:
         """The layers of each stage of a model; ConfigError when the stages overlap or exceed its layers."""
         for name in ("understand", "generate"):

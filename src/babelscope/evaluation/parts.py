@@ -23,11 +23,6 @@ CLAIMED = ("all", "understand", "generate", "solve-attention", "solve-ffn", "all
 """Those that the paper's claims are about."""
 
 
-def usual_stages(n_layers: int) -> Stages:
-    """The paper's proportions for Vicuna (8 and 2 of 32 layers), for a model of any depth."""
-    return Stages(round(n_layers / 4), max(1, round(n_layers / 16)))
-
-
 def standard_parts(
     stages: Stages, sets: Mapping[str, NeuronSet], english: str = "en", names: Sequence[str] = PARTS
 ) -> dict[str, Part]:

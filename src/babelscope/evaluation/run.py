@@ -16,7 +16,7 @@ from babelscope.editing.stages import Stages
 from babelscope.errors import ConfigError, DataError
 from babelscope.evaluation.claims import CRITERIA, claims
 from babelscope.evaluation.grid import TABLE, Grid, rows
-from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts, usual_stages
+from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts
 from babelscope.evaluation.tables import summarise, to_latex, write_csv, write_parquet
 from babelscope.languages import get_language
 from babelscope.neurons.neuronset import NeuronSet
@@ -104,7 +104,7 @@ def run_grid(
         wanted, parts = wanted[:3], QUICK["parts"]
         options = {**options, **{key: value for key, value in QUICK.items() if key != "parts"}}
     if stages is None:
-        stages = usual_stages(model.config.num_hidden_layers)
+        stages = Stages.usual(model.config.num_hidden_layers)
     held = None if texts is None else _held_out(texts, (*wanted, english))
     made = standard_parts(stages, sets, english, parts or PARTS)
     grid = Grid(
