@@ -49,19 +49,20 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _model(options: argparse.Namespace) -> Any:
+def _model(options: argparse.Namespace, **changes: Any) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=options.layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    )
+    shape = {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    }
+    config = Qwen2Config(**shape | changes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     default = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, options.dtype))

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from detect import _machine, _model
 
 LEAST_ROUNDS = 9
 """With fewer, the 95 % interval of a median is nearly the whole range."""
@@ -55,30 +55,6 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _model(options: argparse.Namespace) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=options.layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=options.vocabulary,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, options.dtype))
-    try:
-        with torch.device(device):
-            return Qwen2ForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(default)
-
-
 def _neurons(model: Any, share: float) -> Any:
     from babelscope import Anatomy, NeuronSet
 
@@ -94,7 +70,7 @@ def _neurons(model: Any, share: float) -> Any:
 def _times(options: argparse.Namespace) -> dict[str, Any]:
     from babelscope import ablate
 
-    model = _model(options)
+    model = _model(options, vocab_size=options.vocabulary, eos_token_id=None)
     neurons = _neurons(model, options.share)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, options.vocabulary, (options.batch, options.prompt), generator=generator)
@@ -156,16 +132,6 @@ def _now() -> float:
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
 
 
 def _print(record: dict[str, Any], options: argparse.Namespace) -> None:

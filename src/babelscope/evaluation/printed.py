@@ -67,6 +67,11 @@ RANDOM: Mapping[str, Mapping[str, Mapping[str, Printed]]] = {
 """The same for random neurons, as many as the part has: one draw."""
 
 
+def benchmark(task: str) -> str:
+    """The benchmark behind a task's name: `xquad_paper` is `xquad`."""
+    return task.partition("_")[0]
+
+
 def printed(model: str, task: str, part: str, *, random: bool = False) -> Printed | None:
     """What the paper prints, if it does.
 
@@ -77,4 +82,4 @@ def printed(model: str, task: str, part: str, *, random: bool = False) -> Printe
         random: the random neurons of the part's size.
     """
     name = next((short for end, short in MODELS.items() if model.rstrip("/").lower().endswith(end)), "")
-    return (RANDOM if random else ABLATED).get(name, {}).get(task.partition("_")[0], {}).get(part)
+    return (RANDOM if random else ABLATED).get(name, {}).get(benchmark(task), {}).get(part)

@@ -10,8 +10,9 @@ from itertools import product
 from pathlib import Path
 
 from babelscope import tinybabel
+from babelscope.evaluation.printed import benchmark
 from babelscope.study.config import Model, Study
-from babelscope.study.paper import SIZES, benchmark
+from babelscope.study.paper import SIZES
 
 ITEMS = {"mgsm": (250, 150, 256), "xquad": (1190, 250, 32), "xcsqa": (1000, 100, 0), "xlsum": (1000, 600, 64)}
 """Benchmark -> items, tokens of a prompt with its choices, tokens of an answer; roughly."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from babelscope.evaluation.printed import benchmark
+
 SIZES: Mapping[str, tuple[float, int]] = {
     "lmsys/vicuna-7b-v1.5": (6.74e9, 32), "lmsys/vicuna-13b-v1.5": (13.0e9, 40),
     "mistralai/Mistral-7B-Instruct-v0.2": (7.24e9, 32), "mistralai/Mistral-7B-v0.1": (7.24e9, 32),
@@ -22,11 +24,6 @@ ENHANCEMENT: Mapping[str, Mapping[int, float]] = {
     "xlsum": {0: 14.9, 100: 15.7, 200: 16.8, 400: 17.2, 800: 14.5},
 }
 """Mistral-7b-v0.1: task -> documents trained on -> score, mean over De, Fr, Zh, Es and Ru (figure 4, table 6)."""
-
-
-def benchmark(task: str) -> str:
-    """The benchmark behind a task's name: `xquad_paper` is `xquad`."""
-    return task.partition("_")[0]
 
 
 def printed_enhancement(model: str, task: str, documents: int) -> float | None:
