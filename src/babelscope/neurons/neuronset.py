@@ -195,6 +195,19 @@ class NeuronSet:
         """Neurons by slot and layer."""
         return {slot: [len(units) for units in layers] for slot, layers in self.indices.items()}
 
+    def strata(self, other: NeuronSet) -> list[tuple[int, int, int]]:
+        """By slot and layer: neurons of this set, neurons of the other, and units there are."""
+        mine, theirs = self.counts(), other.counts()
+        return [
+            place
+            for slot, widths in self.widths.items()
+            for place in zip(mine[slot], theirs[slot], widths, strict=True)
+        ]
+
+    def expected_overlap(self, other: NeuronSet) -> float:
+        """Neurons that random sets with these numbers by slot and layer share: the sum of n m / width."""
+        return sum(n * m / max(1, width) for n, m, width in self.strata(other))
+
     def masks(self) -> dict[str, list[Tensor]]:
         """Boolean masks [width] by slot and layer."""
         return {

@@ -212,12 +212,7 @@ def sets_content(sets: Mapping[str, NeuronSet]) -> dict[str, Any]:
     chance: dict[str, dict[str, float]] = {x: {} for x in sets}
     try:
         for (x, mine), (y, theirs) in itertools.combinations(sets.items(), 2):
-            both, counts, others = len(mine & theirs), mine.counts(), theirs.counts()
-            expected = sum(
-                n * m / max(1, width)
-                for slot, widths in mine.widths.items()
-                for n, m, width in zip(counts[slot], others[slot], widths, strict=True)
-            )
+            both, expected = len(mine & theirs), mine.expected_overlap(theirs)
             for row, column, size in ((x, y, len(theirs)), (y, x, len(mine))):
                 if size:
                     overlap[row][column], chance[row][column] = both / size, expected / size

@@ -133,14 +133,8 @@ def _overlaps(sets: Mapping[str, NeuronSet]) -> Iterator[dict[str, Any]]:
         for column, theirs in sets.items():
             if row == column or not theirs:
                 continue
-            places = [
-                (n, m, width)
-                for slot, widths in mine.widths.items()
-                for n, m, width in zip(mine.counts()[slot], theirs.counts()[slot], widths, strict=True)
-            ]
-            shared = len(mine & theirs)
-            chance = sum(n * m / max(1, width) for n, m, width in places) / len(theirs)
-            p = overlap_p(shared, *([each[at] for each in places] for at in range(3)))
+            shared, chance = len(mine & theirs), mine.expected_overlap(theirs) / len(theirs)
+            p = overlap_p(shared, *zip(*mine.strata(theirs), strict=True))
             yield {"row": row, "column": column, "overlap": shared / len(theirs), "expected": chance, "p": p}
 
 
