@@ -15,10 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-import torch
-
 import babelscope as bs
 from babelscope.corpora.sources import open_corpus
+from babelscope.editing.continuation import continued
 from babelscope.editing.steering import residual_means, steer, steer_by_means
 from babelscope.evaluation.inference import wilson
 from babelscope.evaluation.likelihood import likelihood
@@ -54,7 +53,8 @@ def main() -> None:
     for target in options.to.split(","):
         sets = {code: atlas.select(code, budget=options.budget) for code in (target, "en")}
         for name, way in _ways(anatomy, sets, means, target, layers, options):
-            told = _continued(model, tokenizer, prompts, way, options.tokens)
+            with way():
+                told = continued(model, tokenizer, prompts, options.tokens)
             spoken = [text for text in told if tokenizer(text, add_special_tokens=False)["input_ids"]]
             named = [profile.identify(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in spoken]
             share = wilson(named.count(target), len(told))
@@ -77,15 +77,6 @@ def _ways(
             f"means x {alpha:g}",
             lambda a=alpha: steer_by_means(anatomy, means, target, "en", layers=layers, alpha=a),
         )
-
-
-@torch.inference_mode()
-def _continued(model: Any, tokenizer: Any, prompts: list[str], way: Way, tokens: int) -> list[str]:
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    with way():
-        told = model.generate(**batch, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(told[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 if __name__ == "__main__":

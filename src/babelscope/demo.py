@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.artifacts import read_json, write_json
+from babelscope.editing.continuation import continued
 from babelscope.editing.edits import ablate
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.study.config import Study, load_study
@@ -90,9 +91,7 @@ def _answers(model: Any, tokenizer: Any, code: str, neurons: NeuronSet) -> dict[
     item = next(items("knowledge", code, "train", start=3))
 
     def answer() -> str:
-        batch = tokenizer(item.prompt, return_tensors="pt")
-        told = model.generate(**batch, max_new_tokens=12, do_sample=False)[0, batch["input_ids"].shape[1] :]
-        return str(tokenizer.decode(told, skip_special_tokens=True)).strip()
+        return continued(model, tokenizer, [item.prompt], 12)[0].strip()
 
     intact = answer()
     with ablate(model, neurons):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from babelscope.editing.continuation import continued
 from babelscope.show.terminal import Screen
 
 _NEW_LINE = " ⏎ "
@@ -31,9 +32,13 @@ def before_and_after(
     Returns:
         For each prompt `prompt`, `before` and `after`, without the prompt itself and without special tokens.
     """
-    before = [_continued(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+
+    def each_continued() -> list[str]:
+        return [continued(model, tokenizer, [prompt], max_new_tokens)[0] for prompt in prompts]
+
+    before = each_continued()
     with edited:
-        after = [_continued(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+        after = each_continued()
     names = ("prompt", "before", "after")
     return [dict(zip(names, each, strict=True)) for each in zip(prompts, before, after, strict=True)]
 
@@ -64,14 +69,3 @@ def draw_exported(content: Mapping[str, Any], screen: Screen) -> list[str]:
             ]
         ),
     ]  # fmt: skip
-
-
-def _continued(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    from babelscope.corpora.batching import padding_id
-
-    batch = tokenizer(prompt, return_tensors="pt").to(model.device)
-    batch.pop("token_type_ids", None)
-    found = model.generate(
-        **batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=padding_id(tokenizer)
-    )
-    return str(tokenizer.decode(found[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))

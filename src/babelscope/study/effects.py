@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def steering(job: Job) -> Made:
     """English prompts continued with a language amplified and English off, beside random sets and means."""
+    from babelscope.editing.continuation import continued
     from babelscope.editing.steering import residual_means, steer, steer_by_means
     from babelscope.evaluation.inference import wilson
     from babelscope.lens.vocabulary import VocabularyProfile
@@ -50,7 +51,8 @@ def steering(job: Job) -> Made:
     job.start(sum(len(ways(target)) for target in options.to))
 
     def told(way: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
-        spoken = _continued(job, prompts, way, options.new_tokens)
+        with way():
+            spoken = continued(job.model, job.tokenizer, prompts, options.new_tokens)
         ids = [job.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spoken]
         return {"texts": spoken, "languages": [profile.identify(each) if each else "" for each in ids]}
 
@@ -86,24 +88,6 @@ def steering(job: Job) -> Made:
         [figure("steering", "bars", "Continuations in the wanted language",
                 "Share of prompts, with 95 % Wilson intervals.", records, x="share of prompts")],
     )  # fmt: skip
-
-
-def _continued(job: Job, prompts: list[str], way: Callable[[], AbstractContextManager[Any]], tokens: int) -> list[str]:
-    import torch
-
-    from babelscope.corpora.batching import padding_id
-
-    side, job.tokenizer.padding_side = job.tokenizer.padding_side, "left"
-    try:
-        batch = job.tokenizer(prompts, return_tensors="pt", padding=True).to(job.model.device)
-    finally:
-        job.tokenizer.padding_side = side
-    batch.pop("token_type_ids", None)
-    with torch.inference_mode(), way():
-        told = job.model.generate(
-            **batch, max_new_tokens=tokens, do_sample=False, pad_token_id=padding_id(job.tokenizer)
-        )
-    return list(job.tokenizer.batch_decode(told[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def tuning(job: Job) -> Made:
