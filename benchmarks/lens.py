@@ -8,12 +8,13 @@ final norm and unembedding, a chunk at a time, and nothing done with the logits 
 reads language mass, entropy and likeliest tokens from them, the shuffled control included (`lens`; the goal is at most
 1.5 times `all layers`). The three alternate within each repeat, and each ratio is the median over repeats of the ratio
 within a repeat. On a CPU seconds are those of the processor, which other processes disturb less. Memory: peak resident
-set (host) or peak allocation (GPU) of a process that does only that, for the first shape.
+set (host) or peak allocation (GPU) of a process that does only that, for the first shape and length.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -26,19 +27,18 @@ from typing import Any
 import torch
 
 from babelscope.lens.decode import Unembedding, read_layer
-from detect import _forget_peak, _machine, _plain
+from detect import _forget_peak, _machine, _model, _plain
 
 LANGUAGES = 11
 WAYS = ("plain", "all layers", "lens")
 SHAPES = {
-    "Qwen2.5-0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
-                     "num_key_value_heads": 2, "vocab_size": 151936, "num_hidden_layers": 4},
+    "Qwen2.5-0.5B": {"num_hidden_layers": 4},
     "8M, 8 thousand tokens": {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8,
                               "num_key_value_heads": 4, "vocab_size": 8192, "num_hidden_layers": 8},
     "Tinybabel": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8,
                   "num_key_value_heads": 2, "vocab_size": 4096, "num_hidden_layers": 8},
 }  # fmt: skip
-"""Configurations of Qwen2; of the first only four of its 24 layers, each of which is decoded."""
+"""What is other than in Qwen2.5-0.5B; of that, only four of its 24 layers, each of which is decoded."""
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="of every shape (its own)")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--length", type=int, default=64, help="tokens per prompt")
+    parser.add_argument("--length", type=int, nargs="+", default=[64, 256], help="tokens per prompt")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--json", type=Path)
@@ -57,15 +57,16 @@ def main() -> None:
         print(_peak(options))
         return
     machine = _machine()
-    print(f"{options.dtype}, batch {options.batch} x {options.length}; {machine['gpu'] or machine['threads']}", end="")
+    print(f"{options.dtype}, batch {options.batch}; {machine['gpu'] or machine['threads']}", end="")
     print(f"{'' if machine['gpu'] else ' CPU threads'}; torch {machine['torch']}\n")
-    print(f"{'seconds':<24}{'plain':>9}{'all layers':>12}{'lens':>9}{'lens / all layers':>19}{'lens / plain':>14}")
+    print(f"{'seconds':<28}{'plain':>9}{'all layers':>12}{'lens':>9}{'lens / all layers':>19}{'lens / plain':>14}")
     record: dict[str, Any] = {"machine": machine, "time": {}}
-    for shape in options.shapes:
-        record["time"][shape] = found = _times(options, shape)
+    for shape, length in itertools.product(options.shapes, options.length):
+        name = f"{shape} x {length}"
+        record["time"][name] = found = _times(options, shape, length)
         plain, layers, lens = (found["seconds"][way] for way in WAYS)
         print(
-            f"{shape:<24}{plain:>9.3f}{layers:>12.3f}{lens:>9.3f}{found['over all layers']:>19.2f}"
+            f"{name:<28}{plain:>9.3f}{layers:>12.3f}{lens:>9.3f}{found['over all layers']:>19.2f}"
             f"{found['over plain']:>14.2f}"
         )
     record["memory"] = memory = _memory(options)
@@ -74,16 +75,9 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _ways(options: argparse.Namespace, shape: str) -> dict[str, Callable[[], None]]:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    sizes = {**SHAPES[shape], **({"num_hidden_layers": options.layers} if options.layers else {})}
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, options.dtype))
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True)).eval()
-    torch.set_default_dtype(torch.float32)
-    ids = torch.randint(0, sizes["vocab_size"], (options.batch, options.length))
+def _ways(options: argparse.Namespace, shape: str, length: int) -> dict[str, Callable[[], None]]:
+    model = _model(options, **SHAPES[shape] | ({"num_hidden_layers": options.layers} if options.layers else {}))
+    ids = torch.randint(0, model.config.vocab_size, (options.batch, length))
     mask, none = torch.ones_like(ids), torch.zeros(ids.numel(), dtype=torch.bool)
     unembedding = Unembedding(model)
     posterior = torch.rand(unembedding.vocabulary, LANGUAGES + 1)
@@ -116,8 +110,8 @@ def _seconds(call: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def _times(options: argparse.Namespace, shape: str) -> dict[str, Any]:
-    calls = _ways(options, shape)
+def _times(options: argparse.Namespace, shape: str, length: int) -> dict[str, Any]:
+    calls = _ways(options, shape, length)
     for call in calls.values():
         call()
     rounds = [{way: _seconds(call) for way, call in calls.items()} for _ in range(options.repeats)]
@@ -132,7 +126,7 @@ def _memory(options: argparse.Namespace) -> dict[str, int]:
     found = {}
     for way in WAYS:
         command = [sys.executable, __file__, "--memory-of", way, "--shapes", options.shapes[0]]
-        command += ["--batch", str(options.batch), "--length", str(options.length), "--dtype", options.dtype]
+        command += ["--batch", str(options.batch), "--length", str(options.length[0]), "--dtype", options.dtype]
         command += ["--layers", str(options.layers)] if options.layers else []
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[way] = int(output.split()[-1])
@@ -140,7 +134,7 @@ def _memory(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _peak(options: argparse.Namespace) -> int:
-    call = _ways(options, options.shapes[0])[options.memory_of]
+    call = _ways(options, options.shapes[0], options.length[0])[options.memory_of]
     _forget_peak()
     call()
     if torch.cuda.is_available():

@@ -35,7 +35,7 @@ STATISTICS_BYTES, FOLDS = 64, 4
 """Per unit and fold: minimum 4, maximum 4, sum 8, squares 8, hits at four shares 16, activations 24."""
 
 TOKENIZER_RATE = 2_000
-"""Documents per second of one process, one by one, as sampling does."""
+"""Documents per second of one process, in a thread beside the card's work. Each copy of the model has its share."""
 
 NETWORK = 12.5e9
 """Bytes per second between machines (100 Gb/s)."""
@@ -149,7 +149,7 @@ def tables() -> str:
             busy = found.total / cards / 3600
             # A machine of eight (or what a copy fills) takes languages of its own, in turn.
             shared = max(8, found.cards)
-            texts = LANGUAGES * DOCUMENTS / TOKENIZER_RATE / (cards / shared) / 3600
+            texts = LANGUAGES * DOCUMENTS / TOKENIZER_RATE / (cards / found.cards) / 3600
             moved = 2 * found.statistics * LANGUAGES / (cards / shared) / NETWORK / 3600
             lines.append(
                 f"| {model.name} | {cards} | {busy:,.1f} h | {busy * found.cards:,.1f} h | "

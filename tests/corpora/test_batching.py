@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import logging
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -22,6 +25,7 @@ from babelscope.corpora.batching import (
     TokenizedDocument,
     batches,
     padding_id,
+    prefetched,
     sample_documents,
 )
 from babelscope.corpora.sources import Corpus, open_corpus
@@ -60,6 +64,7 @@ def sample(
     min_tokens: int = 3,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
+    **together: Any,
 ) -> tuple[list[TokenizedDocument], SkipCounts]:
     stream, counts = sample_documents(
         open_corpus(source),  # type: ignore[arg-type]
@@ -69,6 +74,7 @@ def sample(
         min_tokens=min_tokens,
         seed=seed,
         shard=shard,
+        **together,
     )
     return list(stream), counts
 
@@ -192,6 +198,94 @@ def test_every_document_is_accounted_for_and_shards_partition_the_sample(
         assert part_counts.used == len(part)
         assert part_counts.sampled == len(whole)
         assert part_counts.seen == counts.seen == part_counts.used + part_counts.skipped
+
+
+class Meeting:
+    """Processes that read one corpus together, as threads; each has its `any_of`."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._flags: list[np.ndarray] = [np.zeros(0)] * count
+        self._barrier = threading.Barrier(count, timeout=60)
+
+    def any_of(self, process: int) -> Callable[[np.ndarray], np.ndarray]:
+        def exchange(flags: np.ndarray) -> np.ndarray:
+            self._flags[process] = flags
+            self._barrier.wait()
+            found = np.logical_or.reduce(self._flags)
+            self._barrier.wait()
+            return found
+
+        return exchange
+
+    def read(self, source: Callable[[], object], *args: Any, **kwargs: Any) -> list[Any]:
+        """What `sample` gives each process; None for those who found no usable document."""
+
+        def process(number: int) -> Any:
+            try:
+                return sample(source(), *args, part=(number, self.count), any_of=self.any_of(number), **kwargs)
+            except DataError:
+                return None
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(process, range(self.count)))
+
+
+@given(
+    texts=TEXTS,
+    documents=st.none() | st.integers(1, 45),
+    processes=st.integers(2, 4),
+    shard=st.sampled_from([(0, 1), (0, 2), (1, 2), (2, 3)]),
+    streamed=st.booleans(),
+    block=st.sampled_from([1, 3, 256]),
+)
+@settings(max_examples=60, deadline=None)
+@example(texts=["text"] * 21, documents=5, processes=2, shard=(0, 1), streamed=False, block=256)
+def test_processes_together_read_what_one_reads(
+    texts: list[str], documents: int | None, processes: int, shard: tuple[int, int], streamed: bool, block: int
+) -> None:
+    def source() -> object:
+        return iter(texts) if streamed else texts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("babelscope.corpora.batching._BLOCK", block)
+        found = Meeting(processes).read(source, documents, shard=shard)
+    if not eligible_by_hand(texts, 3):
+        assert found == [None] * processes
+        return
+    whole, counts = sample(source(), documents, shard=shard)
+    merged = sorted((document for part, _ in found for document in part), key=lambda document: document.position)
+    assert [(one.index, one.position) for one in merged] == [(one.index, one.position) for one in whole]
+    for one, other in zip(merged, whole, strict=True):
+        assert np.array_equal(one.ids, other.ids)
+    for part, part_counts in found:
+        assert part_counts.used == len(part)
+        for name in ("seen", "empty", "too_short", "not_sampled", "sampled"):
+            assert getattr(part_counts, name) == getattr(counts, name), name
+
+
+@pytest.mark.parametrize(("documents", "shard"), [(None, (0, 1)), (None, (1, 2)), (300, (0, 1))])
+def test_each_process_tokenises_its_share(documents: int | None, shard: tuple[int, int]) -> None:
+    calls: Counter[int] = Counter()
+
+    class Counting(PreTrainedTokenizerFast):
+        def __call__(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            calls[threading.get_ident()] += 1
+            return super().__call__(*args, **kwargs)  # type: ignore[arg-type]
+
+    tokenizer = Counting(tokenizer_object=byte_tokenizer().backend_tokenizer, bos_token="<s>")
+    texts = ["long enough"] * 2000
+    sample(texts, documents, tokenizer=tokenizer, shard=shard)
+    alone = calls.total()
+    calls.clear()
+    found = Meeting(4).read(lambda: texts, documents, tokenizer=tokenizer, shard=shard)
+    assert len(calls) == 4
+    # A sample is chosen with what was known at the start of a block of 256: some more are tokenised.
+    assert alone <= calls.total() <= (alone if documents is None else 1.2 * alone)
+    assert max(calls.values()) <= 1.15 * calls.total() / 4
+    used = [len(part) for part, _ in found]
+    assert sum(used) == (300 if documents else 2000 // shard[1])
+    assert max(used) <= (100 if documents else 1.02 * sum(used) / 4), "and the work of scoring is shared too"
 
 
 def test_the_sample_is_uniform_and_depends_on_the_seed() -> None:
@@ -382,6 +476,82 @@ def test_batches_cover_all_documents_once_and_obey_the_budget(
     for one, other in zip(result, run(), strict=True):
         assert torch.equal(one.input_ids, other.input_ids)
         assert torch.equal(one.position, other.position)
+
+
+# Reading ahead
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "babelscope reader"]
+
+
+@given(count=st.integers(0, 30), ahead=st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_what_is_read_ahead_is_the_same_in_the_same_order(count: int, ahead: int) -> None:
+    assert list(prefetched(iter(range(count)), ahead)) == list(range(count))
+    assert not readers()
+
+
+def test_it_is_read_while_the_last_item_is_in_use_and_not_too_far() -> None:
+    read = threading.Semaphore(0)
+    taken = 0
+
+    def source() -> Iterator[int]:
+        nonlocal taken
+        for number in range(100):
+            taken += 1
+            yield number
+            read.release()
+
+    ahead = prefetched(source(), 5)
+    assert taken == 0, "nothing before the first item is asked for"
+    assert next(ahead) == 0
+    for _ in range(6):  # the next five, and the one that finds no room, while nobody asks
+        assert read.acquire(timeout=60)
+    assert not read.acquire(timeout=0.05)
+    assert taken == 7
+    assert list(ahead) == list(range(1, 100))
+
+
+def test_an_error_comes_unchanged_and_in_its_place() -> None:
+    error = DataError("line 3")
+
+    def source() -> Iterator[int]:
+        yield from (1, 2)
+        raise error
+
+    ahead = prefetched(source(), 10)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(DataError) as caught:
+        next(ahead)
+    assert caught.value is error
+    assert not readers()
+
+
+def test_who_stops_early_leaves_no_thread_and_no_open_source() -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    ahead = prefetched(source(), 3)
+    assert next(ahead) == 1
+    assert readers()
+    ahead.close()
+    assert closed.is_set()
+    assert not readers()
+    for batch in batches((document for document in prefetched(iter(made([4] * 50)), 3)), token_budget=4, window=5):
+        assert len(batch) == 1
+        break
+    del batch
+    assert not readers(), "dropped"
+
+
+# Batches again
 
 
 def test_documents_of_one_length_keep_their_order() -> None:

@@ -22,6 +22,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -749,6 +750,18 @@ def test_a_progress_line_can_be_asked_for(capsys: pytest.CaptureFixture[str]) ->
     assert "zh (2/2)" in capsys.readouterr().err
     run(progress=None)
     assert capsys.readouterr().err == "", "no terminal, no line"
+
+
+def test_a_run_that_stops_leaves_no_reader_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("babelscope.corpora.batching._PATIENCE", 60.0)
+
+    def stop(progress: Progress) -> None:
+        assert any(thread.name == "babelscope reader" for thread in threading.enumerate())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(corpora={"fr": (text for text in itertools.cycle(CORPORA["fr"]))}, progress=stop)
+    assert not any(thread.name == "babelscope reader" for thread in threading.enumerate())
 
 
 def test_the_model_is_returned_as_it_was() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import oracle
-from babelscope import neuron_impacts
+from babelscope import Anatomy, neuron_impacts
+from babelscope.models.observe import Observer
 from tiny import ALL, ragged_batch, tiny_model
 
 torch.set_num_threads(1)
@@ -241,6 +242,29 @@ def test_the_model_is_returned_as_it_was_after_an_error_inside(name: str) -> Non
     for slot in oracle.SLOTS:
         for layer in range(oracle.n_layers(model)):
             assert torch.equal(again[slot][layer], fresh[slot][layer])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "olmo2"])
+def test_layers_that_overflow_are_found_after_the_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which is not waited for layer by layer: a pass is repeated once, and the layer remembered."""
+    model = tiny_model(name)
+    with torch.no_grad():  # a key of several hundred, as trained models have
+        projection = model.model.layers[1].self_attn.k_proj
+        projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features))
+        projection.bias[3] = 400.0
+    batch, passes = ragged_batch(model), []
+    anatomy = Anatomy(model)
+    expected = neuron_impacts(anatomy, *batch)
+    original = Observer.unsure
+    monkeypatch.setattr(Observer, "unsure", lambda self, layer, device: original(self, layer, torch.device("meta")))
+    model.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    with Observer(anatomy) as observer:
+        for count in (2, 3):
+            found = observer.run(*batch).impact
+            assert len(passes) == count, "repeated the first time, then known"
+            for slot in oracle.SLOTS:
+                for layer in range(2):
+                    assert torch.equal(found[slot][layer], expected[slot][layer])
 
 
 def test_dropout_is_off_even_in_training_mode() -> None:

@@ -23,6 +23,7 @@ import pytest
 import torch
 
 from babelscope import Atlas
+from babelscope.corpora import batching
 from babelscope.detection.detect import Progress
 from babelscope.models.observe import Observer
 from builders import make_texts
@@ -146,6 +147,26 @@ def test_another_number_of_processes_goes_on_with_the_finished_languages(alone: 
     assert_equal_up_to_rounding(alone_now, alone, 2e-7)
     for name, value in whole.of("fr").tensors("x").items():
         assert torch.equal(alone_now.of("fr").tensors("x")[name], value), "kept, not scored again"
+
+
+def test_each_process_tokenises_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = batching._document_tokenizer
+
+    def counting(*args: Any) -> Any:
+        tokenize, file = original(*args), tmp_path / f"tokenised-{os.environ['RANK']}.txt"
+
+        def counted(index: int, *rest: Any) -> Any:
+            with file.open("a") as stream:
+                stream.write(f"{index}\n")
+            return tokenize(index, *rest)
+
+        return counted
+
+    monkeypatch.setattr(batching, "_document_tokenizer", counting)
+    start(2, tmp_path / "run", corpora={"fr": make_texts("fr", 13)})
+    tokenised = [[int(line) for line in (tmp_path / f"tokenised-{rank}.txt").open()] for rank in range(2)]
+    assert sorted(tokenised[0] + tokenised[1]) == list(range(13))
+    assert [len(each) for each in tokenised] == [7, 6]
 
 
 def _batches_of_last_rank(folder: Path) -> int:

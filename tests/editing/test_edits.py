@@ -387,9 +387,9 @@ def test_a_compiled_graph_sees_edited_weights(llama: PreTrainedModel) -> None:
 
 
 def test_tensor_parallelism_is_refused(llama: PreTrainedModel, monkeypatch) -> None:
-    neurons = some(Anatomy(llama, check=False))
+    anatomy = Anatomy(llama, check=False)
     monkeypatch.setattr(llama, "_tp_size", 2, raising=False)
-    with pytest.raises(UnsupportedModelError, match="device_map instead of tp_plan"), ablate(llama, neurons):
+    with pytest.raises(UnsupportedModelError, match="device_map instead of tp_plan"), ablate(anatomy, some(anatomy)):
         pass
 
 

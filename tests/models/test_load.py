@@ -48,6 +48,45 @@ def test_a_saved_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("device_map", "rank", "expected"), [(None, None, "cuda:0"), (None, "1", "cuda:1"), ("cpu", "1", None)]
+)
+def test_placed_on_the_gpu_of_this_process(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device_map: str | None, rank: str | None, expected: str | None
+) -> None:
+    """As if there were GPUs."""
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nn.Module, "to", lambda self, place: moved.append(place))
+    if rank is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    load.load_and_place(folder, device_map=device_map)
+    assert [place for place in moved if str(place).startswith("cuda")] == ([expected] if expected else [])
+
+
+def test_without_a_gpu_it_stays_where_it_was_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load.load_and_place(folder)[0].device.type == "cpu"
+
+
+@pytest.mark.parametrize("device_map", ["cuda:2", "cuda:one"])
+def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch, device_map: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=f"such as auto, cpu, cuda:0, cuda:1, found '{device_map}'"):
+        load_model(folder, device_map=device_map)
+
+
+def test_a_misspelt_tinybabel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("not on the Hub")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(DataError, match=r"could not load 'tinybable' \(did you mean tinybabel\?\)"):
+        load_model("tinybable")
+
+
+@pytest.mark.parametrize(
     ("dtype", "expected"),
     [
         ("float32", torch.float32),

@@ -99,6 +99,30 @@ def _gather(model: Any, documents: list[Tensor], batches: Sequence[Sequence[int]
     return statistics
 
 
+def test_a_batch_is_taken_in_without_asking_its_values() -> None:
+    """Tensors without values stand for a GPU's: whatever would wait for one raises an error on them."""
+    model = tiny_model("llama")
+    anatomy = Anatomy(model)
+    widths = {slot: tuple(layers) for slot, layers in anatomy.widths().items()}
+    statistics = Statistics.empty(Layout(widths, FOLDS, SHARES, (0.5,)))
+    with Observer(anatomy, activations=True) as observer:
+        seen = observer.run(torch.randint(3, 64, (4, 9)))
+
+    def emptied(sums: Activation) -> Activation:
+        return Activation(sums.positive.to("meta"), sums.total.to("meta"), sums.squares.to("meta"))
+
+    observation = Observation(
+        {slot: [layer.to("meta") for layer in layers] for slot, layers in seen.impact.items()},
+        {slot: [emptied(layer) for layer in layers] for slot, layers in seen.activation.items()},
+    )
+    on_device = statistics.on("meta")
+    on_device.add(observation, torch.tensor([9, 9, 9, 9]), torch.tensor([0, 1, 2, 4]), per_token=True)
+    assert statistics.documents.tolist() == [1, 2, 1], "counted on the host"
+    assert {value.device.type for values in on_device.slots.values() for value in values.values()} == {"meta"}
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        on_device.on("cpu")
+
+
 BATCHES = {
     "one by one": [[n] for n in range(7)],
     "one batch": [[2, 5, 0, 3, 6, 1, 4]],

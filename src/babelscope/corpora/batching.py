@@ -7,9 +7,12 @@ import hashlib
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from babelscope.corpora.sources import Corpus
 from babelscope.errors import ConfigError, DataError
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+WINDOW = 2048
+"""Documents that are sorted by length together, and the most that are tokenised ahead."""
+
+_BLOCK = 256
+"""Documents after which processes tell each other which of them are long enough."""
+
+_PATIENCE = 1.0
+"""Seconds to wait for a reader to end that may itself wait for input."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,7 +66,7 @@ class SkipCounts:
     seen: int = 0
     """Documents read from the corpus."""
     used: int = 0
-    """Documents of the sample that this shard holds."""
+    """Documents of the sample that this shard, and in it this process, holds."""
     empty: int = 0
     """Nothing but white space."""
     too_short: int = 0
@@ -60,7 +74,7 @@ class SkipCounts:
     not_sampled: int = 0
     """Not drawn; some of them would have been too short, which nobody had to find out."""
     other_shards: int = 0
-    """In the sample, but another shard's."""
+    """In the sample, but another shard's or process's."""
     cut: int = 0
     """Of the used: cut to `max_tokens`."""
 
@@ -97,6 +111,8 @@ def sample_documents(
     min_tokens: int,
     seed: int,
     shard: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = (0, 1),
+    any_of: "Callable[[NDArray[np.bool_]], NDArray[np.bool_]] | None" = None,
 ) -> tuple[Iterator[TokenizedDocument], SkipCounts]:
     """Draw documents, tokenise and cut them.
 
@@ -119,6 +135,9 @@ def sample_documents(
         seed: of the draw.
         shard: (i, n): of the sample, in the order of the corpus, take the documents at positions i, i + n, i + 2n, ...
             The n shards together are the sample.
+        part: (i, n): n processes read the corpus together; this one tokenises, and passes on, the i-th part of it. The
+            n parts together are the shard, each document at the position it would have in one process.
+        any_of: with several parts: tells each process which flags are up in some process; all must call it alike.
 
     Returns:
         The documents in the order of the corpus, read lazily, and counts that are filled in as they are read.
@@ -140,55 +159,75 @@ def sample_documents(
     if not 0 <= shard[0] < shard[1]:
         raise ConfigError(f"shard must be (i, n) with 0 <= i < n, found {shard}; the first of four is (0, 4)")
     counts = SkipCounts(min_tokens, max_tokens, documents)
-    tokenize = _document_tokenizer(tokenizer, max_tokens)
+
+    def mine(index: int) -> bool:
+        # Of neighbours that go to different shards, not of one shard's alone: those may be every n-th document.
+        return index // shard[1] % part[1] == part[0]
+
+    reader = _Reader(corpus, _document_tokenizer(tokenizer, max_tokens), counts, mine, any_of)
     if documents is not None and corpus.bounded:
-        sample = _lowest_priorities(corpus, tokenize, counts, documents, seed)
+        sample = _lowest_priorities(reader, documents, seed)
     else:
-        sample = itertools.islice(_eligible(corpus, tokenize, counts), documents)
+        sample = itertools.islice(reader.eligible(), documents)
     return _deal(sample, corpus, counts, shard), counts
 
 
-def _eligible(
-    corpus: Corpus,
-    tokenize: Callable[[int, str, str], TokenizedDocument],
-    counts: SkipCounts,
-    wanted: Callable[[int], bool] = lambda index: True,
-) -> Iterator[TokenizedDocument]:
-    """The eligible documents among the wanted ones, counting all others. Unwanted documents aren't tokenised."""
-    for document in corpus:
-        counts.seen += 1
-        if not document.text.strip():
-            counts.empty += 1
-        elif not wanted(document.index):
-            counts.not_sampled += 1
-        else:
-            tokenized = tokenize(document.index, document.text, corpus.name)
-            if int((~tokenized.special).sum()) < counts.min_tokens:
-                counts.too_short += 1
-            else:
-                yield tokenized
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a corpus, and tokenises those of its documents that are this process's."""
+
+    corpus: Corpus
+    tokenize: Callable[[int, str, str], TokenizedDocument]
+    counts: SkipCounts
+    mine: Callable[[int], bool]
+    any_of: "Callable[[NDArray[np.bool_]], NDArray[np.bool_]] | None"
+
+    def eligible(
+        self, wanted: Callable[[int], bool] = lambda index: True
+    ) -> Iterator[tuple[int, TokenizedDocument | None]]:
+        """Index and tokens (None: another process has them) of the eligible documents among the wanted ones.
+
+        All others are counted. Unwanted documents aren't tokenised.
+        """
+        import numpy as np
+
+        documents, counts = iter(self.corpus), self.counts
+        while block := list(itertools.islice(documents, 1 if self.any_of is None else _BLOCK)):
+            tried = {each.index: each.text for each in block if each.text.strip() and wanted(each.index)}
+            held = {
+                index: self.tokenize(index, text, self.corpus.name) for index, text in tried.items() if self.mine(index)
+            }
+            enough = {index for index, each in held.items() if int((~each.special).sum()) >= counts.min_tokens}
+            if self.any_of is not None and tried:
+                flags = self.any_of(np.array([index in enough for index in tried]))
+                enough = set(itertools.compress(tried, flags))
+            for document in block:
+                index = document.index
+                counts.seen += 1
+                if not document.text.strip():
+                    counts.empty += 1
+                elif index not in tried or not wanted(index):  # by now, after those before it in the block
+                    counts.not_sampled += 1
+                elif index not in enough:
+                    counts.too_short += 1
+                else:
+                    yield index, held.get(index)
 
 
-def _lowest_priorities(
-    corpus: Corpus,
-    tokenize: Callable[[int, str, str], TokenizedDocument],
-    counts: SkipCounts,
-    documents: int,
-    seed: int,
-) -> Iterator[TokenizedDocument]:
-    heap: list[tuple[int, int, TokenizedDocument]] = []  # the worst on top: (-priority, index, document)
+def _lowest_priorities(reader: _Reader, documents: int, seed: int) -> Iterator[tuple[int, TokenizedDocument | None]]:
+    heap: list[tuple[int, int, TokenizedDocument | None]] = []  # the worst on top: (-priority, index, tokens)
 
     def beats_the_worst(index: int) -> bool:
         return len(heap) < documents or _priority(seed, index) < -heap[0][0]
 
-    for document in _eligible(corpus, tokenize, counts, beats_the_worst):
-        entry = (-_priority(seed, document.index), document.index, document)
+    for index, document in reader.eligible(beats_the_worst):
+        entry = (-_priority(seed, index), index, document)
         if len(heap) < documents:
             heapq.heappush(heap, entry)
         else:
             heapq.heapreplace(heap, entry)
-            counts.not_sampled += 1
-    yield from (document for _, _, document in sorted(heap, key=lambda entry: entry[1]))
+            reader.counts.not_sampled += 1
+    yield from ((index, document) for _, index, document in sorted(heap, key=lambda entry: entry[1]))
 
 
 def _priority(seed: int, index: int) -> int:
@@ -197,11 +236,11 @@ def _priority(seed: int, index: int) -> int:
 
 
 def _deal(
-    sample: Iterable[TokenizedDocument], corpus: Corpus, counts: SkipCounts, shard: tuple[int, int]
+    sample: Iterable[tuple[int, TokenizedDocument | None]], corpus: Corpus, counts: SkipCounts, shard: tuple[int, int]
 ) -> Iterator[TokenizedDocument]:
-    """Numbers the documents of the sample and passes on the shard's."""
-    for position, document in enumerate(sample):
-        if position % shard[1] == shard[0]:
+    """Numbers the documents of the sample and passes on the shard's that this process has."""
+    for position, (_, document) in enumerate(sample):
+        if document is not None and position % shard[1] == shard[0]:
             counts.used += 1
             counts.cut += document.cut
             yield replace(document, position=position)
@@ -256,6 +295,47 @@ def _document_tokenizer(
 # Batches
 
 
+def prefetched(source: Iterator[Item], ahead: int = WINDOW) -> Generator[Item]:
+    """The same items in the same order, taken from `source` in a thread, up to `ahead` before they are asked for.
+
+    An error of the source comes when all items before it have been taken. The thread starts with the first item that is
+    asked for; it ends with the source, or soon after this iterator is closed or dropped, and closes the source.
+    """
+    waiting: queue.Queue[tuple[list[Item], BaseException | None]] = queue.Queue(ahead)
+    stopped = threading.Event()
+
+    def read() -> None:
+        error: BaseException | None = None
+        try:
+            for item in source:
+                waiting.put(([item], None))
+                if stopped.is_set():
+                    return
+        except BaseException as raised:
+            error = raised
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+        waiting.put(([], error))
+
+    thread = threading.Thread(target=read, name="babelscope reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            items, error = waiting.get()
+            yield from items
+            if error is not None:
+                raise error
+            if not items:
+                return
+    finally:
+        stopped.set()
+        with suppress(queue.Empty):  # room for the item that the reader may be holding
+            while True:
+                waiting.get_nowait()
+        thread.join(_PATIENCE)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Documents of similar length, padded on the right, longest first. All tensors are on the CPU."""
@@ -303,11 +383,11 @@ def batches(
     documents: Iterable[TokenizedDocument],
     *,
     token_budget: int,
-    window: int = 2048,
+    window: int = WINDOW,
     pad_id: int = 0,
     max_batch: int | None = None,
     count_special: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Group documents of similar length.
 
     Within a window of documents they are sorted by length, longest first (so that a batch that doesn't fit in memory
@@ -338,7 +418,7 @@ def _batches(
     pad_id: int,
     max_batch: int,
     count_special: bool,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     while bucket := list(itertools.islice(documents, window)):
         bucket.sort(key=lambda document: -len(document.ids))
         start = 0

@@ -30,7 +30,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def _partial(self, language: str) -> Path:
-        number, count = self.processes.rank, self.processes.count
+        number, count = self.processes.part
         part = "" if count == 1 else f".{number}of{count}"
         return self.folder / f"{language}{part}.partial.safetensors"
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
     def save(self, language: str, statistics: Statistics, batches_done: int, halved: int) -> None:
         """Writes a checkpoint when one is due."""
-        if time.monotonic() - self._last < self.seconds:
+        if not self.processes.writes or time.monotonic() - self._last < self.seconds:
             return
         header = {"batches": batches_done, "halved": halved}
         write_tensors(self._partial(language), "checkpoint", statistics.tensors(language), header)

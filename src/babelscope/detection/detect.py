@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from babelscope.artifacts import digest, read_json, run_folder, update_run
-from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, sample_documents
+from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, prefetched, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
 from babelscope.detection.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def detect(
     """Scores every neuron on every document of every language, in one streaming pass.
 
     Under `torchrun` or `accelerate launch` each process scores its share of the documents; all return the same atlas,
-    and the first one writes it.
+    and the first one writes it. Processes that hold one model together (tensor parallel) score the same documents.
 
     Args:
         model: a causal language model of transformers, or its `Anatomy`.
@@ -256,7 +256,7 @@ class _Job:
         """Observes the model for as long as its context is open."""
         return Observer(self.anatomy, slots=self.slots, kernel=self.kernel, activations=True, measure=self.measure)
 
-    def documents_of(self, language: str) -> tuple[Iterator[Batch], SkipCounts]:
+    def documents_of(self, language: str) -> tuple[Generator[Batch], SkipCounts]:
         """Batches of a language, and counts that fill up while they are read."""
         parts = self.corpora[language]
         corpus = parts[0] if len(parts) == 1 else _chained(parts)
@@ -267,10 +267,12 @@ class _Job:
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
             seed=self.seed,
-            shard=self.processes.share(self.shard),
+            shard=self.shard,
+            part=self.processes.part,
+            any_of=None if self.processes.part[1] == 1 else self.processes.any_of,
         )
         made = batches(
-            sample,
+            prefetched(sample),
             token_budget=self.token_budget,
             pad_id=padding_id(self.tokenizer),
             count_special=self.count_special,
@@ -285,30 +287,33 @@ class _Job:
         done, halved = 0, 0
         if checkpoint is not None:
             statistics, done, halved = checkpoint.load(language, statistics)
+        device = _device(self.anatomy.model)
+        statistics = statistics.on("cpu" if device.type == "meta" else device)
         made, counts = self.documents_of(language)
         started, tokens, order = time.monotonic(), 0, list(self.corpora)
-        for number, batch in enumerate(made):
-            if number < done:
-                continue
-            halved += self._score(batch, observer, statistics)
-            tokens += int(batch.attention_mask.sum())
-            report(
-                Progress(
-                    language,
-                    order.index(language),
-                    len(order),
-                    int(statistics.documents.sum()),
-                    self.documents,
-                    tokens,
-                    time.monotonic() - started,
+        with closing(made):  # ends the reader, also when a batch fails
+            for number, batch in enumerate(made):
+                if number < done:
+                    continue
+                halved += self._score(batch, observer, statistics)
+                tokens += int(batch.attention_mask.sum())
+                report(
+                    Progress(
+                        language,
+                        order.index(language),
+                        len(order),
+                        int(statistics.documents.sum()),
+                        self.documents,
+                        tokens,
+                        time.monotonic() - started,
+                    )
                 )
-            )
-            if checkpoint is not None:
-                checkpoint.save(language, statistics, number + 1, halved)
+                if checkpoint is not None:
+                    checkpoint.save(language, statistics, number + 1, halved)
         logger.info("%s: %s", language, counts)
         mine = torch.tensor([counts.used, counts.cut, halved])
         used, cut, halved = self.processes.reduced(mine).tolist()
-        self.processes.together(statistics)
+        statistics = self.processes.together(statistics.on("cpu"))
         identities = [part.identity() for part in self.corpora[language]]
         record = {
             "name": " + ".join(part.name for part in self.corpora[language]),
@@ -337,6 +342,12 @@ class _Job:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+            if self.processes.one_model:
+                raise ConfigError(
+                    f"out of memory with {len(batch)} documents of {batch.input_ids.shape[1]} tokens, on one of the "
+                    "processes that hold the model together, which can't halve the batch by itself. Lower "
+                    "token_budget (--token-budget) and start again in another run folder."
+                ) from error
             if len(batch) == 1:
                 raise ConfigError(
                     f"a single document of {batch.input_ids.shape[1]} tokens does not fit in memory. "
@@ -482,7 +493,7 @@ def _prepare(
         kernel=choose_kernel(kernel, _exponentials(anatomy, wanted, documents, max_tokens, len(opened))),
         identity=ModelIdentity.of(anatomy.model).as_json(),
         settings=settings,
-        processes=Processes.join(),
+        processes=Processes.join(one_model=anatomy.mesh is not None),
     )
     for language in opened:
         job.documents_of(language)  # reads nothing yet, but refuses settings out of range before a folder is made

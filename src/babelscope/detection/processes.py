@@ -1,7 +1,9 @@
 """Several processes on one detection (`torchrun`, `accelerate launch`): each takes its share of the documents.
 
-Nothing is exchanged while documents are scored. After each language the statistics are reduced over all processes, and
-every process holds the same totals, as if it had scored all documents itself.
+They exchange which documents are long enough (a bit each), and after each language its statistics, which are reduced
+over all processes: every one holds the same totals, as if it had scored all documents itself.
+
+Processes that hold one model together (tensor parallel) score the same documents, and every one finds all units.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from babelscope.neurons.statistics import Statistics
@@ -28,9 +32,11 @@ class Processes:
     rank: int = 0
     count: int = 1
     group: Any = None
+    one_model: bool = False
+    """Whether they hold one model together, and so score the same documents."""
 
     @classmethod
-    def join(cls) -> Processes:
+    def join(cls, one_model: bool = False) -> Processes:
         """Finds the others by what torchrun and accelerate put into the environment, or by the group they opened."""
         if not dist.is_available():
             return cls()
@@ -41,29 +47,42 @@ class Processes:
         if dist.get_world_size() < 2:
             return cls()
         # Statistics lie in host memory, which NCCL cannot reduce.
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_PATIENCE))
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size(), group, one_model)
 
     @property
     def first(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def share(self, shard: tuple[int, int]) -> tuple[int, int]:
-        """This process's part of a shard: together the processes' parts are the shard."""
-        place, of = shard
-        return place + of * self.rank, of * self.count
+    @property
+    def part(self) -> tuple[int, int]:
+        """(i, n): this process scores the i-th of n parts of the documents."""
+        return (0, 1) if self.one_model else (self.rank, self.count)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process keeps checkpoints of its part."""
+        return self.first or not self.one_model
 
     def agree(self, yes: bool) -> bool:
         """Whether all say yes; returns when all have spoken."""
-        return bool(self.reduced(torch.tensor(int(yes)), "minimum"))
+        return bool(self._exchanged(torch.tensor(int(yes)), dist.ReduceOp.MIN))
+
+    def any_of(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of each flag, whether a process has it up."""
+        return self._exchanged(torch.from_numpy(flags.astype(np.uint8)), dist.ReduceOp.MAX).bool().numpy()
 
     def wait(self) -> None:
         """Returns when all have come here."""
         self.agree(True)
 
     def reduced(self, values: Tensor, how: str = "total") -> Tensor:
-        """Sums over all processes, or their `minimum` or `maximum`, in place."""
+        """Sums over all parts of the documents, or their `minimum` or `maximum`, in place."""
         operation = {"minimum": dist.ReduceOp.MIN, "maximum": dist.ReduceOp.MAX}.get(how, dist.ReduceOp.SUM)
+        return values if self.one_model else self._exchanged(values, operation)
+
+    def _exchanged(self, values: Tensor, operation: Any) -> Tensor:
         if self.count > 1 and values.numel():
             dist.all_reduce(values, operation, group=self.group)
         return values

@@ -18,6 +18,7 @@ Checked in Triton's interpreter against loops in float64 (tests/impacts/test_fus
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -274,15 +275,11 @@ def _sweep_two(attention: Attention, changes: list[Change]) -> list[Tensor]:
         top, left = blocks[0][0], min(low for _, _, low, _ in blocks)
         bias = attention.bias(top, blocks[-1][1], left, max(high for *_, high in blocks))
         bias = bias.expand(pairs, heads, *bias.shape[2:])
-        tiles = [
-            (row, min(row + ROWS, stop), low, high)
-            for start, stop, low, high in reversed(blocks)  # the longest first
-            for row in range(start, stop, ROWS)
-        ]
+        tiles = _tiles(tuple(blocks), query.device)
         found = [query.new_empty(len(tiles), pairs, heads, channels) for _ in both]
         terms = [value for pointers, out in zip(arguments, found, strict=True) for value in (*pointers, out)]
         _sweep[(pairs * heads, len(tiles), triton.cdiv(channels, block))](
-            query, key, bias, weight, sink, torch.tensor(tiles, dtype=torch.int32, device=query.device),
+            query, key, bias, weight, sink, tiles,
             attention.scale, attention.cap or 1.0, *terms,
             tokens, width, channels, *bias.stride(), top, left,
             HEADS=heads, BOTH=len(changes) == 2, SINK=attention.sink is not None, CAPPED=attention.cap is not None,
@@ -293,6 +290,17 @@ def _sweep_two(attention: Attention, changes: list[Change]) -> list[Tensor]:
         for result, out in zip(results, found, strict=False):
             result += out.sum(0)
     return results
+
+
+@functools.lru_cache(maxsize=64)
+def _tiles(blocks: tuple[tuple[int, int, int, int], ...], device: torch.device) -> Tensor:
+    """int32 [tiles, 4]: rows from and to, keys from and to. Kept for the next layer, since copying them waits."""
+    tiles = [
+        (row, min(row + ROWS, stop), low, high)
+        for start, stop, low, high in reversed(blocks)  # the longest first
+        for row in range(start, stop, ROWS)
+    ]
+    return torch.tensor(tiles, dtype=torch.int32, device=device)
 
 
 def _strips(attention: Attention) -> list[list[tuple[int, int, int, int]]]:

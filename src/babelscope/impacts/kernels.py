@@ -95,7 +95,12 @@ def compute_dtype(values: Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-def impact_squares(attention: Attention, changes: list[Change], kernel: KernelName = "eager") -> list[Tensor]:
+def impact_squares(
+    attention: Attention,
+    changes: list[Change],
+    kernel: KernelName = "eager",
+    unsure: Callable[[Tensor], None] | None = None,
+) -> list[Tensor]:
     """Squared Frobenius change of the attention probabilities when each channel is off.
 
     Args:
@@ -104,32 +109,41 @@ def impact_squares(attention: Attention, changes: list[Change], kernel: KernelNa
         kernel: `triton` (one sweep for all changes; float32 on a GPU, what else there is runs `compiled`), `compiled`
             (fused by torch.compile), `eager` (the same sums in chunks), or `reference` (every channel's softmax
             written out).
+        unsure: given: a GPU isn't waited for. It gets a flag, [] bool; where that is up, channels overflowed and the
+            result is wrong without them: ask again without `unsure`.
 
     Returns:
         For each change: [P, R, C], summed over the counted rows; dtype of the attention.
     """
-    extremes = [_extreme_channels(attention, change) for change in changes]
+    marked = [_extreme_channels(attention, change) for change in changes]
     results = _triton_sums(attention, changes) if kernel == "triton" else None
     swept = results is not None
     if results is None:
         results = [change.rows[0].new_zeros(*change.rows[0].shape[:2], change.rows[0].shape[3]) for change in changes]
     if kernel == "reference":
-        extremes = [torch.ones_like(result, dtype=torch.bool).nonzero() for result in results]
+        marked = [torch.ones_like(result, dtype=torch.bool) for result in results]
         swept = True
     sums = _compiled_sums() if kernel in ("compiled", "triton") else _eager_sums
-    for result, extreme in zip(results, extremes, strict=True):
-        result[tuple(extreme.unbind(1))] = 0
+    for result, mark in zip(results, marked, strict=True):
+        result.masked_fill_(mark, 0)
+    overflow = torch.stack([mark.any() for mark in marked])
+    if unsure is not None:
+        unsure(overflow.any())
+    # A GPU is waited for here, once, when it has the sweep to do.
+    some = overflow.tolist() if unsure is None else [False] * len(marked)
+    extremes = [
+        mark.nonzero() if any_ else mark.new_empty(0, 3).long() for mark, any_ in zip(marked, some, strict=True)
+    ]
     for start, stop, low, high in attention.blocks if not swept or any(map(len, extremes)) else ():
         scores = attention.query[:, :, start:stop] @ attention.key[:, None, low:high].transpose(2, 3) * attention.scale
         bias = attention.bias(start, stop, low, high)
         probabilities, sink = _softmax(_capped(scores, attention.cap) + bias, attention.sink)
         weight = attention.row_weight[:, start:stop]
-        for result, change, extreme in zip(results, changes, extremes, strict=True):
+        for result, change, mark, extreme in zip(results, changes, marked, extremes, strict=True):
             part = change.block(start, stop, low, high)
             if not swept:
                 block = sums(probabilities, scores, weight, part, attention.cap, sink)
-                block[tuple(extreme.unbind(1))] = 0
-                result += block
+                result += block.masked_fill_(mark, 0)
             _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
     return results
 
@@ -299,7 +313,7 @@ def _any_size(tensor: Tensor) -> Tensor:
 
 
 def _extreme_channels(attention: Attention, change: Change) -> Tensor:
-    """Channels whose delta could overflow the exponential, as indices [n, 3] into (P, R, C).
+    """Channels whose delta could overflow the exponential, bool [P, R, C].
 
     Trained models have them (a key bias of several hundred in Qwen2.5), and there the sums give NaN; these few
     channels are written out instead. The bound is max |row| * max |column|, twice because of the centring.
@@ -314,7 +328,7 @@ def _extreme_channels(attention: Attention, change: Change) -> Tensor:
             bound = bound + change.row_gain.abs().amax(2) * norm[..., None]
         if change.column_gain is not None:
             bound = bound + change.column_gain.abs().amax(1)[:, None] * norm[..., None]
-    return (2 * bound > limit).nonzero()
+    return 2 * bound > limit
 
 
 def _add_written_out(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from babelscope.errors import ConfigError, UnsupportedModelError
 from babelscope.impacts.formulas import RotationStyle
+from babelscope.models import parallel
 from babelscope.models.families import FAMILIES, MODEL_TYPES, Family
 
 SLOTS: tuple[str, ...] = ("q", "k", "v", "o", "ffn")
@@ -42,7 +43,11 @@ class Projection:
 
     def take(self, output: Tensor) -> Tensor:
         """The units' values [..., width] in the module's output."""
-        return output if self.rows is None else output.index_select(-1, self.rows.to(output.device))
+        if self.rows is None:
+            return output
+        # Under tensor parallelism: those of this rank's heads, which come first as the first heads do in a whole one.
+        rows = self.rows[self.rows < output.shape[-1]]
+        return output.index_select(-1, rows.to(output.device))
 
     def channels(self, units: Tensor) -> Tensor:
         """Output channels of the module for these units."""
@@ -118,6 +123,8 @@ class Anatomy:
     family: str = field(init=False)
     """Name of the family, or "recognised: <model type>" when found by probing."""
     layers: list[LayerAnatomy] = field(init=False, repr=False)
+    mesh: Any = field(init=False, repr=False, default=None)
+    """The processes that hold the model together (tensor parallel); None: this one alone. Widths are the whole's."""
 
     def __post_init__(self, check: bool) -> None:
         self.slots = resolve_slots(self.slots)
@@ -141,6 +148,9 @@ class Anatomy:
         family = MODEL_TYPES.get(model_type)
         self.family = family.name if family else f"recognised: {model_type or type(self.model).__name__}"
         self.layers = _locate(self.model, family or _probe(self.model), self.slots)
+        self.mesh = parallel.find_mesh(self.model)
+        if self.mesh is not None:
+            parallel.check_parts(self)
         if check:
             # The check observes the model through this anatomy, so its module sits above this one.
             from babelscope.models.selfcheck import self_check
@@ -251,11 +261,20 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(out features, in features) of a linear module, quantised ones included."""
+    """(out features, in features) of a linear module, quantised ones included.
+
+    Raises:
+        UnsupportedModelError: the module shows neither its features nor a matrix.
+    """
     if hasattr(module, "out_features") and hasattr(module, "in_features"):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise UnsupportedModelError(
+            f"wanted a linear module with in_features and out_features or a matrix, found {type(module).__name__} with "
+            "neither: quantisation or fusing made its channels unreachable. Load the model without it, or quantised by "
+            "a method whose modules keep their shape (bitsandbytes)."
+        )
     shape = (int(weight.shape[0]), int(weight.shape[1]))
     return shape[::-1] if is_transposed(module) else shape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
+from babelscope.models import parallel
 
 _SAMPLES = 1024
 """Values read per tensor for the fingerprint: a 70B model costs a few megabytes of reading."""
@@ -53,6 +55,7 @@ def load_model(
     quantization_config: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    tensor_parallel: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Loads a causal language model and its tokenizer, ready for observation.
@@ -64,6 +67,7 @@ def load_model(
         quantization_config: passed on.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code that the model brings along. Off unless you ask.
+        tensor_parallel: share one model out over all processes of torchrun, by the plan that transformers has for it.
         **options: anything else that `from_pretrained` takes.
 
     Returns:
@@ -71,7 +75,7 @@ def load_model(
 
     Raises:
         DataError: no such folder, not a model folder, or not found on the Hub.
-        ConfigError: an unknown dtype.
+        ConfigError: an unknown dtype, a GPU that is not there, or tensor_parallel in a single process.
         MissingDependencyError: device_map without accelerate.
     """
     from safetensors import SafetensorError
@@ -93,18 +97,41 @@ def load_model(
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if device_map is not None:
         _need_accelerate()
+        _need_device(device_map)
         options["device_map"] = device_map
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
+    if tensor_parallel:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise ConfigError(
+                "tensor_parallel shares a model out over several processes, found one. Start them with torchrun "
+                "--nproc-per-node 2 or more, or leave it out."
+            )
+        options["distributed_config"] = DistributedConfig(tp_plan="auto")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **common, **options)
     except (OSError, ValueError, SafetensorError) as error:
+        meant = difflib.get_close_matches(str(name), [tinybabel.NAME])
         raise DataError(
-            f"could not load {source!r}: {str(error).strip()}\n"
+            f"could not load {source!r}{f' (did you mean {meant[0]}?)' if meant else ''}: {str(error).strip()}\n"
             "Check the name, log in for a gated model (hf auth login), or give a local folder."
         ) from error
     model.eval()
+    return model, tokenizer
+
+
+def load_and_place(name: str | Path, *, device_map: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """As `load_model`; without a device_map, the model goes to this process's GPU where there is one.
+
+    device_map="cuda" would do that too, but needs accelerate. torchrun and accelerate launch start a process per GPU
+    and number them in LOCAL_RANK.
+    """
+    model, tokenizer = load_model(name, device_map=device_map, **options)
+    if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
+        model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return model, tokenizer
 
 
@@ -122,7 +149,7 @@ def fingerprint(model: nn.Module) -> str:
         total.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type == "meta":
             continue
-        flat = parameter.detach().reshape(-1)
+        flat = parallel.whole(parameter.detach()).reshape(-1)
         count = min(_SAMPLES, flat.numel())
         at = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).round().long()
         values = flat[at.to(flat.device)].to("cpu", torch.bfloat16)
@@ -135,6 +162,16 @@ def _need_accelerate() -> None:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError('device_map needs accelerate: pip install "babelscope[tune]"') from error
+
+
+def _need_device(device_map: str | dict[str, Any]) -> None:
+    """ConfigError for a GPU that this machine lacks; PyTorch would fail an assertion."""
+    if not isinstance(device_map, str) or not device_map.startswith("cuda"):
+        return
+    index, count = device_map.removeprefix("cuda").removeprefix(":") or "0", torch.cuda.device_count()
+    if not index.isdecimal() or int(index) >= count:
+        there = ", ".join(["auto", "cpu", *(f"cuda:{number}" for number in range(count))])
+        raise ConfigError(f"wanted a device_map such as {there}, found {device_map!r}. Name one that is there.")
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

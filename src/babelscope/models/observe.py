@@ -11,6 +11,7 @@ Axes: `B` sequences, `T` tokens, `H` query heads, `G` kv heads, `R` = H / G, `D`
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from babelscope.errors import ConfigError, NumericsError, UnsupportedModelError
 from babelscope.impacts.kernels import ROW_BLOCK, KernelName
 from babelscope.models.anatomy import Anatomy, resolve_slots
 from babelscope.models.interfaces import allowed, evaluation_mode, switch_attention, switch_experts
+from babelscope.models.parallel import side_by_side
 from babelscope.models.taps import Activation, LayerTap
 
 Measure = Literal["exact", "released"]
@@ -80,6 +82,8 @@ class Observer:
         self._base: Any = getattr(anatomy.model, "base_model", anatomy.model)
         self.counted: Tensor = torch.empty(0)
         self._blocks: list[tuple[Tensor | None, tuple[tuple[int, int, int, int], ...]]] = []
+        self._unsure: list[tuple[int, Tensor]] = []
+        self._overflowing: set[int] = set()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -115,25 +119,39 @@ class Observer:
         device = self.anatomy.model.get_input_embeddings().weight.device  # type: ignore[operator]
         if device.type == "meta":
             device = torch.device("cpu")
-        input_ids = input_ids.to(device)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(device).long()
+        given = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        left_padded = not bool(given[:, 0].all())  # asked where the mask is given: on the host that waits for nothing
+        soon = device.type != "cpu"  # a copy to a GPU that blocks waits for all that the GPU still has to do
+        input_ids, mask = (each.to(device, non_blocking=soon) for each in (input_ids, given.long()))
         extra: dict[str, Any] = {}
-        if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(self._base.forward).parameters:
+        if left_padded and "position_ids" in inspect.signature(self._base.forward).parameters:
             extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         return self.watch(
             lambda: self._base(input_ids=input_ids, attention_mask=mask, use_cache=False, **extra),
-            mask.bool() if counted is None else mask.bool() & counted.to(device).bool(),
+            mask.bool() if counted is None else mask.bool() & counted.bool().to(device, non_blocking=soon),
         )
 
     def watch(self, call: Callable[[], Any], counted: Tensor) -> Observation:
         """Observes whatever `call` runs, with `counted` [B, T] the positions that count."""
         self.counted = counted
-        self._blocks = []
-        for tap in self._taps:
-            tap.clear()
-        with torch.no_grad():
-            call()
-        return self._collect()
+        while True:
+            self._blocks, self._unsure = [], []
+            for tap in self._taps:
+                tap.clear()
+            with torch.no_grad():
+                call()
+            if (found := self._collect()) is not None:
+                return found
+
+    def unsure(self, layer: int, device: torch.device) -> Callable[[Tensor], None] | None:
+        """Where a layer says that channels of it may have overflowed, for one look at all layers after the pass.
+
+        None: it is to look at once. On a CPU that costs nothing; a layer that has overflowed will again; and of the
+        processes that hold a model together none can repeat a pass alone.
+        """
+        if device.type == "cpu" or layer in self._overflowing or self.anatomy.mesh is not None:
+            return None
+        return lambda flag: self._unsure.append((layer, flag))
 
     def counted_on(self, device: torch.device) -> Tensor:
         """[B, T] bool, on the device of a layer."""
@@ -149,16 +167,18 @@ class Observer:
             found = [(start, min(start + ROW_BLOCK, tokens), 0, min(start + ROW_BLOCK, tokens)) for start in starts]
         else:
             seen = (allowed(mask) & self.counted.to(mask.device)[:, None, :, None]).flatten(0, 1).any(0)
-            found = []
-            for start in starts:
-                keys = seen[start : start + ROW_BLOCK].any(0).nonzero()
-                if len(keys):
-                    found.append((start, min(start + ROW_BLOCK, tokens), int(keys[0]), int(keys[-1]) + 1))
+            rows = nn.functional.pad(seen.byte(), (0, 0, 0, -tokens % ROW_BLOCK))
+            keys = rows.view(-1, ROW_BLOCK, seen.shape[1]).amax(1)
+            low, past, some = keys.argmax(1), seen.shape[1] - keys.flip(1).argmax(1), keys.amax(1)
+            # The one copy to the host per mask: ranges decide what is launched.
+            ranges = zip(starts, *torch.stack([low, past, some]).tolist(), strict=True)
+            found = [(start, min(start + ROW_BLOCK, tokens), left, end) for start, left, end, any_ in ranges if any_]
         # Layers share their masks. The mask is kept beside its blocks, so that no other can take its place in memory.
         self._blocks.append((mask, tuple(found)))
         return tuple(found)
 
-    def _collect(self) -> Observation:
+    def _collect(self) -> Observation | None:
+        """What the pass showed; None when it has to be repeated, with layers that overflowed looking at once."""
         impact: dict[str, list[Tensor]] = {slot: [] for slot in self.slots}
         activation: dict[str, list[Activation]] = {slot: [] for slot in self.slots} if self.activations else {}
         for tap in self._taps:
@@ -172,17 +192,45 @@ class Observer:
                 impact[slot].append(tap.impact[slot])
                 if self.activations:
                     activation[slot].append(tap.activation[slot])
+        if self.anatomy.mesh is not None:
+            impact, activation = self._of_all_ranks(impact, activation)
         # Layer by layer, for NaN spreads to all that is computed later: the first place is where to look.
-        finite = [[impact[slot][place].isfinite().all() for slot in self.slots] for place in range(len(self._taps))]
-        wrong = (~torch.stack([each.to("cpu") for row in finite for each in row])).nonzero()
-        if len(wrong):
-            place, number = divmod(int(wrong[0]), len(self.slots))
+        finite = [impact[slot][place].isfinite().all() for place in range(len(self._taps)) for slot in self.slots]
+        # One copy to the host per batch.
+        flags = [*finite, *(flag for _, flag in self._unsure)]
+        values = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
+        all_finite, overflowed = values[: len(finite)], values[len(finite) :]
+        if any(overflowed):
+            self._overflowing |= {layer for (layer, _), up in zip(self._unsure, overflowed, strict=True) if up}
+            return None
+        if not all(all_finite):
+            place, number = divmod(all_finite.index(False), len(self.slots))
             raise NumericsError(
                 f"layer {self._taps[place].layer.index}, slot {self.slots[number]}: the impact is NaN or infinite. "
                 "The model overflows on this text; load it in bfloat16 or float32 instead of float16, or check its "
                 "weights for NaN."
             )
         return Observation(impact, activation)
+
+    def _of_all_ranks(
+        self, impact: dict[str, list[Tensor]], activation: dict[str, list[Activation]]
+    ) -> tuple[dict[str, list[Tensor]], dict[str, list[Activation]]]:
+        """Where several processes hold the model together: the units of all of them, side by side."""
+        layers = range(len(self._taps))
+        ffn = [tap.layer.ffn for tap in self._taps]
+        found, widths = [], []
+        for slot, place in itertools.product(self.slots, layers):
+            sums = [activation[slot][place]] if activation else []
+            each = [impact[slot][place], *(tensor for one in sums for tensor in (one.positive, one.total, one.squares))]
+            parts = ffn[place].n_experts if slot == "ffn" else 1
+            found += each
+            widths += [(parts, self.anatomy.width(slot, place) // parts)] * len(each)
+        every = iter(side_by_side(found, widths, self.anatomy.mesh))
+        for slot, place in itertools.product(self.slots, layers):
+            impact[slot][place] = next(every)
+            if activation:
+                activation[slot][place] = Activation(next(every), next(every), next(every))
+        return impact, activation
 
 
 def neuron_impacts(

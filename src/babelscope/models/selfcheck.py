@@ -22,6 +22,7 @@ from babelscope.impacts.formulas import Rotation, RotationStyle
 from babelscope.impacts.kernels import compute_dtype
 from babelscope.models import interfaces, observe, taps
 from babelscope.models.anatomy import Anatomy, LayerAnatomy
+from babelscope.models.parallel import is_sharded, whole
 
 _TOKENS = 16
 _UNITS = 3
@@ -118,7 +119,7 @@ def _catch_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught, stack: 
 def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles: Any) -> RotationStyle | None:
     """Which rotation turns the projection's output into what the attention function received."""
     part = layer.attention
-    shaped = raw.unflatten(-1, (part.n_heads, part.head_dim))
+    shaped = raw.unflatten(-1, (-1, part.head_dim))
     if part.query_norm is not None:
         flat = taps.over_heads(part.query_norm, part.head_dim)
         shaped = part.query_norm.forward(raw if flat else shaped).reshape(shaped.shape)
@@ -144,7 +145,7 @@ def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None
     editable = _is_editable(anatomy, layer)
     subject = layer
     if editable:
-        subject = copy.deepcopy(layer)
+        subject = _copy(layer)
         wide = compute_dtype(next(layer.module.parameters()))
         subject.module.to(wide)
         caught = _Caught(_cast(caught.attention, wide), _cast(caught.ffn, wide))
@@ -181,6 +182,20 @@ def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None
                     f"know. Pass slots without {slot} ({', '.join(s for s in anatomy.slots if s != slot)}), or teach "
                     "it the step: see CONTRIBUTING.md."
                 )
+
+
+def _copy(layer: LayerAnatomy) -> LayerAnatomy:
+    """The layer with weights of its own: the whole layer on every rank, where several hold the model together."""
+    memo: dict[int, Any] = {
+        id(weight): nn.Parameter(whole(weight.detach()).clone(), requires_grad=False)
+        for weight in layer.module.parameters()
+        if is_sharded(weight)
+    }
+    sharded = bool(memo)  # copying fills it further
+    copied = copy.deepcopy(layer, memo)
+    for module in copied.module.modules() if sharded else ():
+        vars(module).pop("forward", None)  # the plan's, which runs the module that was copied
+    return copied
 
 
 def _is_editable(anatomy: Anatomy, layer: LayerAnatomy) -> bool:

@@ -84,43 +84,60 @@ class Statistics:
         counts = torch.zeros(2, layout.folds, dtype=torch.int64)
         return cls(layout, counts[0].clone(), counts[1].clone(), slots)
 
+    def on(self, device: torch.device | str) -> Statistics:
+        """The same with what is kept of units on a device, where `add` then works; not copied if it is there already.
+
+        Documents and tokens stay on the host.
+        """
+        slots = {
+            slot: {name: value.to(device) for name, value in values.items()} for slot, values in self.slots.items()
+        }
+        return Statistics(self.layout, self.documents, self.tokens, slots)
+
     def add(self, observation: Observation, counted_tokens: Tensor, position: Tensor, *, per_token: bool) -> None:
-        """Takes in one batch.
+        """Takes in one batch, without waiting for a GPU to finish it; to the bit the same from run to run.
 
         Args:
             observation: of the batch.
-            counted_tokens: int64 [B].
-            position: int64 [B], place in the sample; decides the fold.
+            counted_tokens: int64 [B], on the host.
+            position: int64 [B], on the host, place in the sample; decides the fold.
             per_token: keep the impact per token (norm / sqrt(counted tokens)) instead of the norm.
         """
         fold = position % self.layout.folds
         self.documents += torch.bincount(fold, minlength=self.layout.folds)
         self.tokens.index_add_(0, fold, counted_tokens)
+        device = next(iter(self.slots.values()))["minimum"].device
+        # Not blocking, for a blocking copy to a GPU waits for all its work; and row by row, for a scattered addition
+        # there comes out otherwise each time.
+        rows_of = {
+            index: (fold == index).nonzero()[:, 0].to(device, non_blocking=True) for index in fold.unique().tolist()
+        }
+        lengths = counted_tokens.to(device, non_blocking=True)
         for slot, values in self.slots.items():
-            impact_BN = torch.cat(observation.impact[slot], dim=1).to("cpu")
+            impact_BN = _side_by_side(observation.impact[slot], device)
             if per_token:
-                impact_BN = impact_BN / counted_tokens.to(impact_BN.dtype).sqrt()[:, None]
+                impact_BN /= lengths.to(impact_BN.dtype).sqrt()[:, None]
             hits_KBN = self._hits(slot, impact_BN)
-            wide_BN = impact_BN.double()
-            for index in fold.unique().tolist():
-                rows = fold == index
+            sums_BN: dict[str, Tensor] = {}
+            if self.layout.activations:
+                seen = observation.activation[slot]
+                sums_BN = {
+                    "positive": _side_by_side([each.positive for each in seen], device).round_(),
+                    "activation_total": _side_by_side([each.total for each in seen], device),
+                    "activation_squares": _side_by_side([each.squares for each in seen], device),
+                }
+            for index, rows in rows_of.items():
                 part = impact_BN[rows]
+                wide = part.double()
                 values["minimum"][index] = torch.minimum(values["minimum"][index], part.amin(0))
                 values["maximum"][index] = torch.maximum(values["maximum"][index], part.amax(0))
-                values["total"][index] += wide_BN[rows].sum(0)
-                values["squares"][index] += wide_BN[rows].square().sum(0)
+                values["total"][index] += wide.sum(0)
+                values["squares"][index] += wide.square().sum(0)
                 values["hits"][:, index] += hits_KBN[:, rows].sum(1, dtype=torch.int32)
                 for place, threshold in enumerate(self.layout.thresholds):
                     values["over"][place, index] += (part >= threshold).sum(0, dtype=torch.int32)
-            if self.layout.activations:
-                sums = observation.activation[slot]
-                for name, by_layer in (
-                    ("positive", [each.positive for each in sums]),
-                    ("activation_total", [each.total for each in sums]),
-                    ("activation_squares", [each.squares for each in sums]),
-                ):
-                    taken = torch.cat(by_layer, dim=1).to("cpu").double()
-                    values[name].index_add_(0, fold, taken.round().long() if name == "positive" else taken)
+                for name, taken_BN in sums_BN.items():
+                    values[name][index] += taken_BN[rows].to(values[name].dtype).sum(0)
 
     def _hits(self, slot: str, impact_BN: Tensor) -> Tensor:
         """Bool [K, B, N]: among the largest share of the layer's units in this document."""
@@ -130,7 +147,7 @@ class Statistics:
             width = layer.shape[1]
             counts = [min(width, self.layout.kept(width, share)) for share in shares]
             order = layer.topk(max(counts, default=1), dim=1).indices
-            found = torch.zeros(len(shares), *layer.shape, dtype=torch.bool)
+            found = torch.zeros(len(shares), *layer.shape, dtype=torch.bool, device=layer.device)
             for place, count in enumerate(counts):
                 found[place].scatter_(1, order[:, :count], True)
             hits.append(found)
@@ -200,9 +217,9 @@ class Statistics:
     # -- files -----------------------------------------------------------------------------------------------------
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors by name, for a safetensors file; empty ones are left out."""
+        """All tensors by name, on the host, for a safetensors file; empty ones are left out."""
         named = {f"{prefix}.documents": self.documents, f"{prefix}.tokens": self.tokens}
-        for slot, values in self.slots.items():
+        for slot, values in self.on("cpu").slots.items():
             named |= {f"{prefix}.{slot}.{name}": value for name, value in values.items() if value.numel()}
         return named
 
@@ -226,6 +243,11 @@ class Statistics:
         except KeyError as error:
             raise DataError(f"{where}: the file has no tensor {error}; it is damaged. Make it again.") from None
         return result
+
+
+def _side_by_side(layers: Sequence[Tensor], device: torch.device) -> Tensor:
+    """[B, N] of all layers, a new tensor; layers may lie on different devices."""
+    return torch.cat([layer.to(device) for layer in layers], dim=1)
 
 
 def layout_from_json(content: Mapping[str, Any]) -> Layout:
