@@ -239,8 +239,48 @@ def test_a_quantised_base_can_be_trained_but_not_merged() -> None:
     assert torch.equal(logits_of(model, *batch), before)
     loss_of(model, *batch).backward()
     assert all(each.grad is not None and each.dtype == torch.float32 for each in parameters)
-    with pytest.raises(UnsupportedModelError, match=r"quantised or offloaded.*merge there"):
+    with pytest.raises(UnsupportedModelError, match=r"quantised, offloaded or shared out.*merge there"):
         detach(model, merge=True)
+
+
+class Opaque(nn.Module):
+    """As a module that quantisation has packed: without a weight, and without features if it has no `like`."""
+
+    def __init__(self, like: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.packed = nn.Parameter(torch.zeros(3, dtype=torch.int32), requires_grad=False)
+        if like is not None:
+            self.in_features, self.out_features = like.in_features, like.out_features
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.new_zeros(*states.shape[:-1], self.out_features)
+
+
+def test_what_quantisation_made_unreachable_is_named() -> None:
+    model = tiny.tiny_model("llama")
+    neurons = neurons_of(model)
+    names = list(model.state_dict())
+    down, model.model.layers[1].mlp.down_proj = model.model.layers[1].mlp.down_proj, Opaque()
+    with pytest.raises(UnsupportedModelError, match=r"found Opaque with neither: quantisation.*bitsandbytes"):
+        attach(model, neurons, force=True)
+    model.model.layers[1].mlp.down_proj = down
+    assert list(model.state_dict()) == names
+
+    model.model.layers[1].mlp.down_proj = Opaque(down)
+    loss_of(model, *tiny.ragged_batch(model)).detach()
+    attach(model, neurons, force=True)
+    with pytest.raises(UnsupportedModelError, match="of Opaque are quantised"):
+        detach(model, merge=True)
+
+    model = tiny.tiny_model("mixtral")
+    neurons = neurons_of(model)
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        experts.down_proj = nn.Parameter(experts.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match=r"experts of \w+ are quantised.*leave the slot ffn out"):
+        attach(model, neurons, force=True)
+    assert not any(isinstance(module, Adapted) for module in model.modules())
+    assert len(attach(model, neurons.at(slots=("q",)), force=True)) == 2
 
 
 def test_sets_that_cannot_be_trained() -> None:

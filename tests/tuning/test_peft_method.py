@@ -202,8 +202,11 @@ def test_adapter_on_another_base(tmp_path: Path) -> None:
     get_peft_model(model, NeuronAdapterConfig.from_neurons(neurons_of(model))).save_pretrained(tmp_path)
     with torch.no_grad():
         other.model.norm.weight[0] += 1
-    with pytest.raises(ProvenanceError, match="this model has the fingerprint"):
+    with pytest.raises(ProvenanceError, match=r"adapter is not of this base.*fingerprint.*adapter_config\.json"):
         PeftModel.from_pretrained(other, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "force": True}))
+    PeftModel.from_pretrained(other, tmp_path)
     with pytest.raises(ProvenanceError, match="other widths"):
         PeftModel.from_pretrained(tiny.tiny_model("qwen2"), tmp_path)
 

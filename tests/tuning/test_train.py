@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +97,22 @@ def test_the_first_loss_is_that_of_the_first_batch() -> None:
     assert result.history["steps"][0]["loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_each_epoch_has_every_block_once_in_an_order_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    step = BitsPerByteTrainer.training_step
+
+    def recording(self: Any, model: nn.Module, inputs: Any, *args: Any) -> torch.Tensor:
+        seen.extend(inputs["input_ids"].tolist())
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(BitsPerByteTrainer, "training_step", recording)
+    tuned(byte_llama(), corpus=TEXTS[:5], epochs=2, seed=5, documents=None)
+    blocks = [each["input_ids"].tolist() for each in pack(byte_tokenizer(), TEXTS[:5], 24)]
+    assert len(blocks) % 4, "the last batch is not full"
+    orders = [torch.randperm(len(blocks), generator=torch.Generator().manual_seed(5 + epoch)) for epoch in range(2)]
+    assert seen == [blocks[index] for order in orders for index in order.tolist()]
+
+
 def test_warm_up_and_cosine() -> None:
     rates = [each["learning_rate"] for each in tuned(byte_llama(), epochs=2, warmup=0.2).history["steps"]]
     total, rise = len(rates), math.ceil(0.2 * len(rates))
@@ -143,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(whole: bool, tmp_path: Path, m
     def killed(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 4:
             raise KeyboardInterrupt
         return evaluate(self, *args, **kwargs)
 
@@ -249,13 +263,27 @@ def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatc
         tuned(model, corpus=TEXTS[:1], held_out={})
     with pytest.raises(DataError, match="no usable document"):
         tuned(model, corpus=["", " "])
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"whole model in every process.*FSDP"):
-        tuned(model)
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "babelscope\[tune\]"'):
         tuned(model)
+
+
+@pytest.mark.parametrize(
+    ("launch", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, r"wants FSDP version 2, found version 1\..*--fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, r"over GPUs.*found none.*Launch without it"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, r"launched with DEEPSPEED.*--use_fsdp --fsdp_version 2"),
+    ],
+)
+def test_launches_that_cannot_be_used(
+    launch: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "")  # is changed, so to be put back
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        tuned(byte_llama(), run_dir=tmp_path / "run")
 
 
 def test_trl_trains_it_unmodified_also_with_checkpointed_activations(tmp_path: Path) -> None:
@@ -286,55 +314,6 @@ def test_trl_trains_it_unmodified_also_with_checkpointed_activations(tmp_path: P
         assert sum(each.values > 0 for each in report.tensors) == 7
     assert len(curves[0]) == 3
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
-
-
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import babelscope as bs
-from babelscope.tuning.trainer import BitsPerByteTrainer
-from builders import byte_llama, byte_tokenizer
-from tuning.cases import neurons_of
-from tuning.test_train import HELD, RECIPE, TEXTS
-calls = 0
-evaluate = BitsPerByteTrainer.evaluate
-def killed(self, *args, **kwargs):
-    global calls
-    calls += 1
-    if calls == 3:
-        self.accelerator.wait_for_everyone()
-        os._exit(9)
-    return evaluate(self, *args, **kwargs)
-if sys.argv[2] == "killed":
-    BitsPerByteTrainer.evaluate = killed
-model = byte_llama()
-bs.tune(model, byte_tokenizer(), neurons_of(model), TEXTS, held_out=HELD, language="sw", run_dir=sys.argv[1], **RECIPE)
-"""
-
-
-def test_two_processes_killed_and_resumed_give_the_curve_of_one(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    words = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *words.split(), str(tmp_path / "script.py")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-
-    def run(how: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*launch, str(tmp_path / "two"), how], capture_output=True, text=True, check=False, env=environment
-        )
-
-    assert run("killed").returncode != 0
-    kept = sorted(int(path.name.partition("-")[2]) for path in (tmp_path / "two" / CHECKPOINTS).iterdir())
-    assert len(kept) == 2
-    done = run("resumed")
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "two" / HISTORY).read_text())
-    one = tuned(byte_llama())
-    assert len(one.history["steps"]) > kept[-1]
-    assert [each["loss"] for each in two["history"]["steps"]] == pytest.approx(
-        [each["loss"] for each in one.history["steps"]], rel=1e-4
-    )
-    assert two["after"] == pytest.approx(one.after, rel=1e-4)
 
 
 class Bomb:

@@ -79,16 +79,11 @@ class Rows(Change):
 
     def additions(self, base: nn.Module) -> Iterator[Addition]:
         """As `Change.additions`."""
-        weight: Any = base.weight
-        yield (
-            (weight, (slice(None), self.index), self.weight.T)
-            if is_transposed(base)
-            else (
-                weight,
-                (self.index,),
-                self.weight,
-            )
-        )
+        weight: Any = getattr(base, "weight", None)  # some quantised modules have none
+        if is_transposed(base):
+            yield weight, (slice(None), self.index), self.weight.T
+        else:
+            yield weight, (self.index,), self.weight
         if self.bias is not None:
             bias: Any = base.bias
             yield bias, (self.index,), self.bias
@@ -111,16 +106,11 @@ class Columns(Change):
 
     def additions(self, base: nn.Module) -> Iterator[Addition]:
         """As `Change.additions`."""
-        weight: Any = base.weight
-        yield (
-            (weight, (self.index,), self.weight.T)
-            if is_transposed(base)
-            else (
-                weight,
-                (slice(None), self.index),
-                self.weight,
-            )
-        )
+        weight: Any = getattr(base, "weight", None)  # some quantised modules have none
+        if is_transposed(base):
+            yield weight, (self.index,), self.weight.T
+        else:
+            yield weight, (slice(None), self.index), self.weight
 
 
 class ExpertUnits(Change):
@@ -206,7 +196,7 @@ class Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight [out, in] of a linear module, changes included; of a quantised one, what it stores."""
+        """The weight [out, in] of a linear module, changes included; of a quantised or sharded one, what it stores."""
         stored: Any = self.base_layer.weight
         if not _is_writable(stored):
             return stored  # type: ignore[no-any-return]
@@ -233,7 +223,7 @@ class Adapted(nn.Module):
         """Adds an adapter's changes to the weights of the base layer.
 
         Raises:
-            UnsupportedModelError: the weights are quantised or elsewhere.
+            UnsupportedModelError: the weights are quantised or elsewhere, also in part.
             NumericsError: a sum is not finite; nothing was written.
         """
         change: Any = self.neuron_delta[name]
@@ -241,8 +231,9 @@ class Adapted(nn.Module):
         for weight, index, delta in change.additions(self.base_layer):
             if not _is_writable(weight):
                 raise UnsupportedModelError(
-                    f"the weights of {type(self.base_layer).__name__} are quantised or offloaded, so nothing can be "
-                    "merged into them. Load the base model unquantised, put the adapter on it and merge there."
+                    f"the weights of {type(self.base_layer).__name__} are quantised, offloaded or shared out over "
+                    "processes (FSDP), so nothing can be merged into them. Load the base model whole and unquantised, "
+                    "put the saved adapter on it and merge there."
                 )
             after = _sum(weight.data[index], delta)
             if not torch.isfinite(after).all():
@@ -269,6 +260,9 @@ def locate(anatomy: Anatomy, neurons: NeuronSet) -> dict[str, tuple[type[Change]
 
     Returns:
         Module name -> (`Rows`, `Columns` or `ExpertUnits`, sorted int64 index), in the order of the model.
+
+    Raises:
+        UnsupportedModelError: the units are of experts that are quantised.
     """
     found: dict[nn.Module, tuple[type[Change], list[Tensor]]] = {}
     for slot, layers in neurons.indices.items():
@@ -290,6 +284,11 @@ def _parts(layer: LayerAnatomy, slot: str, units: Tensor) -> Iterator[tuple[nn.M
         projection = {"q": attention.query, "k": attention.key, "v": attention.value}[slot]
         yield projection.module, Rows, projection.channels(units)
     elif ffn.experts is not None:
+        if not all(_is_unquantised(each) for each in (ffn.experts.gate_up_proj, ffn.experts.down_proj)):
+            raise UnsupportedModelError(
+                f"the experts of {type(ffn.experts).__name__} are quantised, and their units can't be computed from "
+                "that. Load the model unquantised, or leave the slot ffn out: neurons.at(slots=...)."
+            )
         yield ffn.experts, ExpertUnits, units
     else:
         for projection in (each for each in (ffn.up, ffn.gate) if each is not None):
@@ -304,6 +303,7 @@ def places(model: nn.Module, neurons: NeuronSet, *, force: bool = False) -> dict
     Raises:
         ConfigError: the set is empty.
         ProvenanceError: the set was found in another model; `force` accepts one with the same shapes.
+        UnsupportedModelError: quantisation made a module unreachable.
     """
     if not neurons:
         raise ConfigError("the set has no neurons, so there is nothing to train. Select with a larger budget.")
@@ -326,6 +326,7 @@ def attach(model: nn.Module, neurons: NeuronSet, *, force: bool = False) -> list
     Raises:
         ConfigError: the set is empty, or the model has an adapter already.
         ProvenanceError: the set belongs to another model.
+        UnsupportedModelError: quantisation made a module unreachable; the model is as it was.
     """
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise ConfigError("the model carries an adapter already. Detach or merge it first, or use PEFT for several.")
@@ -365,12 +366,15 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def _is_unquantised(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1
+
+
 def _is_writable(weight: Any) -> bool:
-    return bool(
-        isinstance(weight, Tensor)
-        and weight.is_floating_point()
-        and weight.element_size() > 1
+    return (
+        _is_unquantised(weight)
         and weight.device.type != "meta"
+        and not hasattr(weight, "device_mesh")  # a DTensor, of which other processes hold parts
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from babelscope.errors import ConfigError, DataError, MissingDependencyError
+from babelscope.errors import ConfigError, DataError, MissingDependencyError, ProvenanceError
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.tuning.adapter import Adapted, Change, places
 
@@ -132,7 +132,12 @@ class NeuronTuner(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT declares it as it is)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
-        self._places = places(self.model, peft_config.neuron_set(), force=peft_config.force)
+        try:
+            self._places = places(self.model, peft_config.neuron_set(), force=peft_config.force)
+        except ProvenanceError as error:
+            raise ProvenanceError(
+                f"the adapter is not of this base model: {error} In a saved adapter, adapter_config.json holds `force`."
+            ) from None
         peft_config.target_modules = sorted({name.rpartition(".")[2] for name in self._places})
         return peft_config
 

@@ -78,7 +78,8 @@ class TuneResult:
     """A tuned model, and how it came about. The model is the best one seen, by the target's held-out texts."""
 
     model: Any = field(repr=False)
-    """With the adapter attached (a `peft.PeftModel`); the model itself when all its weights were trained."""
+    """With the adapter attached (a `peft.PeftModel`); the model itself when all its weights were trained. Under FSDP
+    spread over the processes."""
     language: str
     """The target."""
     before: Mapping[str, float]
@@ -92,7 +93,11 @@ class TuneResult:
     """Numbers that were trained."""
 
     def merge(self) -> Any:
-        """The plain model with the changes in its weights; nothing of the adapter is left, also in `self.model`."""
+        """The plain model with the changes in its weights; nothing of the adapter is left, also in `self.model`.
+
+        Raises:
+            UnsupportedModelError: the weights are quantised, or spread over processes (FSDP).
+        """
         return self.model.merge_and_unload() if hasattr(self.model, "merge_and_unload") else self.model
 
 
@@ -126,8 +131,13 @@ def tune(
     Returns:
         The best model by the target's held-out texts, and the history.
 
+    Under `accelerate launch` or `torchrun` the processes share each batch; they need one run folder. With `--use_fsdp
+    --fsdp_version 2` the model, which should come on the CPU, is sharded over the GPUs; the adapter's file is whole,
+    and the same call in one process, which finds the run finished, puts it on a whole model, to be merged.
+
     Raises:
-        ConfigError: settings out of range, a set without neurons, or processes that share one model (FSDP, DeepSpeed).
+        ConfigError: settings out of range, a set without neurons, several processes without a run folder, or a launch
+            under which nothing can be trained: FSDP version 1 or without GPUs, DeepSpeed, Megatron-LM.
         DataError: no usable document, or too few to hold any out.
         ProvenanceError: the set belongs to another model.
         NumericsError: the loss is not finite; says at which step, and the state before it is in the run folder.
@@ -241,37 +251,38 @@ def _train(
 
     set_seed(plan.seed)
     trained: Any = _with_adapter(model, neurons, force)
+    whole = trained is model
     blocks = pack(tokenizer, texts, plan.max_tokens)
+    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     trainer = BitsPerByteTrainer(
         measure,
         target,
         model=trained,
-        args=arguments(plan, len(blocks), folder / CHECKPOINTS, whole=trained is model),
+        args=arguments(plan, len(blocks), folder / CHECKPOINTS, whole=whole, fresh=checkpoint is None),
         train_dataset=blocks,
         callbacks=[EarlyStoppingCallback(plan.patience)],
     )
     parameters = sum(each.numel() for each in trained.parameters() if each.requires_grad)
-    before = measure()
-    logger.info("before: %s", _line(before))
+    place = folder / (MODEL if whole else ADAPTER)
     try:
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except NumericsError as error:
         if not keep:
-            if trained is not model:
+            if not whole:
                 trained.unload()
             raise NumericsError(f"{error} Nothing was kept: give a run folder to keep the state before it.") from None
-        if trainer.is_world_process_zero():
-            _save(trained, folder, whole=trained is model)
+        trainer.save_model(place)
         raise NumericsError(f"{error} The state before it is in {folder}.") from None
-    after = measure()
+    before, after = trainer.before, measure()
     trainer.accelerator.wait_for_everyone()  # before the first process clears the checkpoints away
     logger.info("after: %s", _line(after))
     if after[target] >= before[target]:
         logger.warning("%s got no better: %.4f -> %.4f bits per byte", target, before[target], after[target])
     trained.eval()
     result = TuneResult(trained, target, before, after, trainer.history(), trainer.best_step, parameters)
+    if keep:
+        trainer.save_model(place)
     if keep and trainer.is_world_process_zero():
-        _save(trained, folder, whole=trained is model)
         names = ("language", "before", "after", "best_step", "parameters", "history")
         write_json(folder / HISTORY, {name: getattr(result, name) for name in names})
         update_run(folder, status="done", before=before, after=after, best_step=result.best_step)
@@ -301,10 +312,6 @@ def _trained(neurons: NeuronSet | PeftConfig | None) -> Any:
     return {"peft": str(neurons.peft_type), "digest": digest({k: str(v) for k, v in sorted(neurons.to_dict().items())})}
 
 
-def _save(trained: Any, folder: Path, *, whole: bool) -> None:
-    trained.save_pretrained(folder / (MODEL if whole else ADAPTER))
-
-
 def _finished(folder: Path, model: nn.Module, target: str) -> TuneResult:
     """The result of a run that was finished before."""
     record = read_json(folder / HISTORY)
@@ -326,13 +333,18 @@ def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) ->
     """The run folder, locked by the first of several processes; or a temporary one."""
     from accelerate import PartialState
 
-    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
-    if sharded:
-        raise ConfigError(
-            f"tune wants a whole model in every process (DDP), found {sharded[0]}. Launch without it; or train the "
-            "adapter (NeuronAdapterConfig) through the Trainer or TRL, which save sharded models."
-        )
-    state = PartialState()
+    for name in ("DEEPSPEED", "MEGATRON_LM"):
+        if _launched_with(name):
+            raise ConfigError(
+                f"tune was launched with {name}, whose pieces of a model it can't save or measure. Launch with FSDP "
+                "version 2 (accelerate launch --use_fsdp --fsdp_version 2), or without either if the model fits a GPU."
+            )
+    if _launched_with("FSDP"):
+        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+            raise ConfigError(f"tune wants FSDP version 2, found version {version}. Launch with --fsdp_version 2.")
+        # The other kind, in shards, is read with pickle.
+        os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
+    state = PartialState(cpu=not torch.accelerator.is_available())
     with ExitStack() as stack:
         if run_dir is None:
             if state.num_processes > 1:
@@ -344,6 +356,10 @@ def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) ->
             stack.enter_context(run_folder(folder, asked, about))
         state.wait_for_everyone()
         yield folder
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 
 def _last_checkpoint(folder: Path) -> str | None:

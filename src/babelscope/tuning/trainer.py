@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from babelscope.errors import ConfigError, NumericsError
@@ -29,15 +35,41 @@ class BitsPerByteTrainer(Trainer):
             few, and all get the same numbers without talking.
         target: the language to go by.
         **options: of the Trainer.
+
+    Raises:
+        ConfigError: FSDP was asked for where accelerate doesn't shard.
     """
 
     def __init__(self, measure: Callable[[], dict[str, float]], target: str, **options: Any) -> None:
         super().__init__(eval_dataset={}, **options)
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not self.is_fsdp_enabled:
+            raise ConfigError(
+                "FSDP was asked for, but accelerate shards a model over GPUs and other accelerators only, and found "
+                "none. Launch without it: every process then has the whole model (DDP)."
+            )
         self.measure, self.target = measure, target
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the caller
         self.add_callback(FiniteGradients())
         if sys.stderr.isatty():
             self.add_callback(Bar())
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The blocks in an order of seed and epoch alone, so that the batches of several processes are those of one.
+
+        Accelerate would fill up their last batch with blocks of the first; it finds blocks there that don't count.
+        """
+        blocks: Any = self.train_dataset
+        processes = self.args.world_size
+        missing = -len(blocks) % (self.args.train_batch_size * processes) if processes > 1 else 0
+        uncounted = {**blocks[0], "labels": torch.full_like(blocks[0]["labels"], -100)}
+        loader = DataLoader(
+            blocks + [uncounted] * missing,
+            batch_size=self.args.train_batch_size,
+            sampler=Shuffled(len(blocks), missing, self.args.seed),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's, from `measure`."""
@@ -50,6 +82,24 @@ class BitsPerByteTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Writes the adapter, or the whole model if that is trained; to be called by every process.
+
+        Of a sharded model the trained tensors alone are gathered, whole, by the first process.
+        """
+        model: Any = self.model
+        state = None
+        if self.is_fsdp_enabled:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            state = get_model_state_dict(model, options=options)
+        if self.is_world_process_zero():
+            model.save_pretrained(output_dir, state_dict=state)
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Bits per byte by language before the first step."""
+        return self._evaluations()[0]["bits_per_byte"]  # type: ignore[no-any-return]
+
     @property
     def best_step(self) -> int:
         """The step after which the target's held-out texts were predicted best."""
@@ -58,17 +108,46 @@ class BitsPerByteTrainer(Trainer):
 
     def history(self) -> dict[str, list[dict[str, Any]]]:
         """As `TuneResult.history`."""
-        steps, evaluations = [], []
-        for entry in self.state.log_history:
-            common = {"step": entry["step"], "epoch": entry["epoch"]}
-            if "loss" in entry:
-                names = {"loss": "loss", "learning_rate": "learning_rate", "gradient_norm": "grad_norm"}
-                steps.append({**common, **{name: entry[theirs] for name, theirs in names.items()}})
-            elif "eval_bits_per_byte" in entry:
-                prefix = "eval_bits_per_byte_"
-                bits = {name.removeprefix(prefix): each for name, each in entry.items() if name.startswith(prefix)}
-                evaluations.append({**common, "bits_per_byte": bits})
-        return {"steps": steps, "evaluations": evaluations}
+        names = {"loss": "loss", "learning_rate": "learning_rate", "gradient_norm": "grad_norm"}
+        steps = [
+            {"step": entry["step"], "epoch": entry["epoch"], **{name: entry[theirs] for name, theirs in names.items()}}
+            for entry in self.state.log_history
+            if "loss" in entry
+        ]
+        return {"steps": steps, "evaluations": self._evaluations()[1:]}
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        prefix = "eval_bits_per_byte_"
+        return [
+            {
+                "step": entry["step"],
+                "epoch": entry["epoch"],
+                "bits_per_byte": {
+                    name.removeprefix(prefix): each for name, each in entry.items() if name.startswith(prefix)
+                },
+            }
+            for entry in self.state.log_history
+            if "eval_bits_per_byte" in entry
+        ]
+
+
+class Shuffled(Sampler[int]):
+    """The first `count` indices in random order, anew in each epoch; then `missing` more, in order."""
+
+    def __init__(self, count: int, missing: int, seed: int) -> None:
+        self.count, self.missing, self.seed, self.epoch = count, missing, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.count, generator=generator).tolist()
+        yield from range(self.count, len(self))
+
+    def __len__(self) -> int:
+        return self.count + self.missing
 
 
 class Bar(ProgressCallback):
@@ -84,14 +163,16 @@ class FiniteGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called when gradients are complete, before the weights move."""
         gradients = [each.grad for each in kwargs["model"].parameters() if each.grad is not None]
-        if not torch.stack([each.isfinite().all() for each in gradients]).all():
+        # Under FSDP a process sees only its shards, and all must stop together.
+        here = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+        if not gather(get_total_norm(here)).isfinite().all():
             raise NumericsError(
                 f"step {state.global_step + 1}: the loss or its gradient is not finite. Lower the learning rate "
                 f"({args.learning_rate:g}), or look for broken documents."
             )
 
 
-def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool) -> TrainingArguments:
+def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool, fresh: bool) -> TrainingArguments:
     """The Trainer's settings for a recipe.
 
     Args:
@@ -99,6 +180,7 @@ def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool) -> Traini
         blocks: to train on.
         folder: of the checkpoints.
         whole: all weights are trained.
+        fresh: starts at the first step, before which it is evaluated.
 
     Raises:
         ConfigError: the batch can't be divided among the processes.
@@ -113,6 +195,7 @@ def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool) -> Traini
     rate = plan.learning_rate if plan.learning_rate is not None else 1e-4 if whole else 1e-3
     return TrainingArguments(
         output_dir=str(folder),
+        use_cpu=not torch.accelerator.is_available(),  # without it, two processes on the CPU don't find each other
         max_steps=steps,
         per_device_train_batch_size=plan.batch_size // processes,
         learning_rate=rate,
@@ -123,6 +206,7 @@ def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool) -> Traini
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=every,
+        eval_on_start=fresh,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
@@ -130,6 +214,7 @@ def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool) -> Traini
         metric_for_best_model="bits_per_byte",
         greater_is_better=False,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=whole,  # all of an adapter takes part in every step
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
