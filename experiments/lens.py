@@ -3,23 +3,28 @@
     python experiments/lens.py MODEL --corpus fr=CORPORA/fr.txt --held-out fr=PARALLEL/fr.txt ... --out O.json
     python experiments/lens.py tinybabel --corpus fr=tinybabel:fr --held-out fr=tinybabel:fr:test ...
 
-Profile: built from the corpora, tested on the held-out texts.
-Right language of single lines, of windows of tokens and of single tokens, and the calibration error of the tokens'
-posteriors, at several sizes of corpus; the last beside `lingua` on the same lines and tokens, choosing among the same
-languages. Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; English at its
-largest beside the prompt's language and its own shuffled control; the pivot, if there is one; and the paper's way
-(identifier on the likeliest string, no final norm) beside ours. For Tinybabel also words: a
-French sentence and its translation up to a noun; how likely each layer finds the noun in that language, in English and
-in French.
+Profile: built from the corpora, tested on the held-out texts. Right language of single lines, of windows of tokens and
+of single tokens, and the calibration error of the tokens' posteriors, at several sizes of corpus; the last beside
+`lingua` and `cld3` on the same lines and tokens. Lingua chooses among the same languages, cld3 among all that it knows.
+
+Lens: mass of the prompt's language, of English and of the unknown by layer on the same lines; English at its largest
+beside the prompt's language and its own shuffled control; the pivot, if there is one. The same in the paper's way (an
+identifier on the likeliest string, with the final norm and without) and, with `--tuned-documents`, through a tuned
+lens, beside how near both lenses are to the model's own distribution on the held-out lines.
+
+For Tinybabel also words: a French sentence and its translation up to a noun; how likely each layer finds the noun in
+that language, in English and in French.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import random
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,8 +34,10 @@ import torch
 import babelscope as bs
 from babelscope import tinybabel
 from babelscope.corpora.sources import open_corpus
-from babelscope.lens.identify import identifier
+from babelscope.lens.curve import bootstrap_interval
+from babelscope.lens.identify import IDENTIFIERS, Guess, guesser
 from babelscope.lens.tokens import token_bytes, token_text
+from babelscope.lens.tuned import closeness
 from babelscope.lens.vocabulary import calibration_error
 from babelscope.lens.words import latent_language
 from babelscope.tinybabel.grammar import LANGUAGES, grammar
@@ -48,10 +55,12 @@ def main() -> None:
     parser.add_argument("--held-out", action="append", required=True, metavar="LANGUAGE=SOURCE")
     parser.add_argument("--held-out-texts", type=int, default=None, help="texts per language that test the profile")
     parser.add_argument("--sizes", default="100,1000,all", help="documents of each corpus for the profile")
-    parser.add_argument("--no-lingua", action="store_true", help="neither in the table nor in the lens")
-    parser.add_argument("--prompts", type=int, default=100, help="lines per language that the model reads")
+    parser.add_argument("--identifiers", nargs="*", choices=IDENTIFIERS, default=IDENTIFIERS, help="beside the profile")
+    parser.add_argument("--prompts", type=int, default=100, help="lines per language that the model reads; 0 for none")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--new-tokens", type=int, default=0)
+    parser.add_argument("--tuned-documents", type=int, help="of each corpus for a tuned lens (none)")
+    parser.add_argument("--tuned-steps", type=int, default=2000, help="of its training, at most")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     corpora = dict(each.split("=", 1) for each in options.corpus)
@@ -75,72 +84,114 @@ def main() -> None:
             f"{mean(found.window_accuracy.values()):>9.3f}{mean(found.token_accuracy.values()):>8.3f}"
             f"{found.calibration_error:>8.4f}{unknown:>9.3f}{seconds:>9.1f}"
         )
-    if not options.no_lingua:
-        record["lingua"] = beside(lingua(tokenizer, profile, lines), found)
-    record["lens"] = {}
-    ways: dict[str, dict[str, Any]] = {"profile": {}}
-    if not options.no_lingua:
-        ways["lingua"] = {"identifier": "lingua"}
-        ways["lingua, no norm"] = {"identifier": "lingua", "final_norm": False}
-    for name, settings in ways.items():
-        curve = bs.language_lens(
-            model, tokenizer, lines, profile, documents=options.prompts, max_tokens=options.max_tokens,
-            new_tokens=options.new_tokens, **settings,
-        )  # fmt: skip
-        record["lens"][name] = show(name, curve)
+    record["identifiers"] = identifiers(tokenizer, profile, lines, options.identifiers)
+    if options.prompts:
+        ways: dict[str, dict[str, Any]] = {"profile": {}}
+        for name in options.identifiers:
+            ways[name] = {"identifier": name}
+            ways[f"{name}, no norm"] = {"identifier": name, "final_norm": False}
+        if options.tuned_documents:
+            read = [each for code in lines for each in lines[code][: options.prompts]]
+            sources = [itertools.islice(open_corpus(each), options.tuned_documents) for each in corpora.values()]
+            texts = [each.text for each in itertools.chain(*sources)]
+            lens, record["tuned"] = tuned(model, tokenizer, texts, options.tuned_steps, read)
+            ways["tuned"] = {"tuned": lens}
+        record["lens"] = {}
+        for name, settings in ways.items():
+            curve = bs.language_lens(
+                model, tokenizer, lines, profile, documents=options.prompts, max_tokens=options.max_tokens,
+                new_tokens=options.new_tokens, **settings,
+            )  # fmt: skip
+            record["lens"][name] = show(name, curve)
     if options.model == tinybabel.NAME:
         record["words"] = words(model, tokenizer)
     if options.out:
         options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def lingua(tokenizer: Any, profile: bs.VocabularyProfile, lines: dict[str, list[str]]) -> dict[str, Any]:
-    """Lingua without abstention on whole lines, and on the strings of the lines' tokens with letters."""
-    from lingua import Language, LanguageDetectorBuilder
-
-    known = {each.iso_code_639_1.name.lower(): each for each in Language.all()}
-    codes = {known[code]: code for code in profile.languages}
-    detector = LanguageDetectorBuilder.from_languages(*codes).build()
-    text_accuracy = {
-        code: mean(codes.get(detector.detect_language_of(line)) == code for line in each)
+def identifiers(
+    tokenizer: Any, profile: bs.VocabularyProfile, lines: dict[str, list[str]], names: Iterable[str]
+) -> dict[str, Any]:
+    """The profile beside identifiers: whole lines, and the lines' tokens with letters, as strings."""
+    chances, sure = profile.among_languages().max(1), profile.posterior[:, :-1].max(1).values > 0.5
+    texts = [token_text(each) for each in token_bytes(tokenizer)]
+    ids = {
+        code: [token for line in each for token in encoded(tokenizer, line) if profile.script[token] > 0]
         for code, each in lines.items()
     }
-    texts = [token_text(each) for each in token_bytes(tokenizer)]
-    sure: dict[int, tuple[float, str]] = {}
-    find = identifier("lingua", profile.languages)
-    confidence, right, named, correct = [], [], [], []
-    for code, each in lines.items():
-        ids = [token for line in each for token in tokenizer(line, add_special_tokens=False)["input_ids"]]
-        ids = [token for token in ids if profile.script[token] > 0]
-        for token in set(ids) - sure.keys():
-            best = detector.compute_language_confidence_values(texts[token])[0]
-            sure[token] = best.value, codes[best.language]
-        confidence.append(torch.tensor([sure[token][0] for token in ids]))
-        right.append(torch.tensor([float(sure[token][1] == code) for token in ids]))
-        answers = [answer for token in ids if (answer := find(texts[token]))]
-        named.append(len(answers) / len(ids))
-        correct.append(mean(answer == code for answer in answers) if answers else 0.0)
+
+    def by_tokens(line: str) -> Guess:
+        chance = profile.likelihood[encoded(tokenizer, line)].log().sum(0).softmax(0).max(0)  # as profile.identify
+        return Guess(profile.languages[int(chance.indices)], float(chance.values), True)
+
+    def by_posterior(token: int) -> Guess:
+        return Guess(profile.languages[chances.indices[token]], float(chances.values[token]), bool(sure[token]))
+
+    asked: dict[str, tuple[Callable[[str], Guess], Callable[[int], Guess]]] = {"profile": (by_tokens, by_posterior)}
+    for name in names:
+        guess = guesser(name, profile.languages)
+        asked[name] = guess, lambda token, guess=guess: guess(texts[token])
+    found = {
+        name: {"lines": judged(lines, of_line), "tokens": judged(ids, functools.cache(of_token))}
+        for name, (of_line, of_token) in asked.items()
+    }
+    for kind in ("lines", "tokens"):
+        print(f"\n{kind:<10}{'right':>8}{'ECE':>8}{'named':>8}{'right of named':>16}{'others':>8}  right by language")
+        for name, both in found.items():
+            each = both[kind]
+            print(
+                f"{name:<10}{mean(each['right'].values()):>8.4f}{each['calibration error']:>8.4f}{each['named']:>8.3f}"
+                f"{each['right of named']:>16.3f}{each['others']:>8.3f}  "
+                + " ".join(f"{code} {value:.3f}" for code, value in each["right"].items())
+            )
+    return found
+
+
+def encoded(tokenizer: Any, line: str) -> list[int]:
+    """The tokens of a line, BOS left out."""
+    ids: list[int] = tokenizer(line, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def judged(items: dict[str, list[Any]], guess: Callable[[Any], Guess]) -> dict[str, Any]:
+    """Guesses beside the truth, every language of the same weight.
+
+    `right`: share right by language, sure or not; `named`: share surely of one of the languages; `right of named`:
+    share right of those; `others`: share surely of another language; and the calibration error of the confidences.
+    """
+    confidence, right, named, correct, others = [], {}, [], [], []
+    for code, each in items.items():
+        found = [guess(item) for item in each]
+        confidence.append(torch.tensor([one.confidence for one in found]))
+        right[code] = torch.tensor([float(one.language == code) for one in found])
+        certain = [one.language for one in found if one.sure]
+        chosen = [language for language in certain if language]
+        named.append(len(chosen) / len(each))
+        others.append((len(certain) - len(chosen)) / len(each))
+        if chosen:
+            correct.append(chosen.count(code) / len(chosen))
     return {
-        "text_accuracy": text_accuracy,
-        "token_accuracy": {code: float(each.mean()) for code, each in zip(lines, right, strict=True)},
-        "calibration_error": calibration_error(confidence, right),
-        "share_named": mean(named),
-        "accuracy_of_named": mean(correct),
+        "right": {code: float(each.double().mean()) for code, each in right.items()},
+        "calibration error": calibration_error(confidence, list(right.values())),
+        "named": mean(named),
+        "right of named": mean(correct or [0.0]),
+        "others": mean(others),
     }
 
 
-def beside(other: dict[str, Any], found: Any) -> dict[str, Any]:
-    """Prints the profile and lingua on the same lines and tokens."""
-    print(f"\n{'':<6}{'lines: profile':>16}{'lingua':>10}{'tokens: profile':>18}{'lingua':>10}")
-    columns = [found.text_accuracy, other["text_accuracy"], found.token_accuracy, other["token_accuracy"]]
-    for code in found.text_accuracy:
-        first, second, third, fourth = (each[code] for each in columns)
-        print(f"{code:<6}{first:>16.4f}{second:>10.4f}{third:>18.3f}{fourth:>10.3f}")
-    first, second, third, fourth = (mean(each.values()) for each in columns)
-    print(f"{'mean':<6}{first:>16.4f}{second:>10.4f}{third:>18.3f}{fourth:>10.3f}")
-    print(f"ECE of tokens: profile {found.calibration_error:.4f}, lingua {other['calibration_error']:.4f}")
-    print(f"lingua names {other['share_named']:.3f} of the tokens, {other['accuracy_of_named']:.3f} of those rightly")
-    return other
+def tuned(
+    model: Any, tokenizer: Any, texts: list[str], steps: int, lines: list[str]
+) -> tuple[bs.TunedLens, dict[str, Any]]:
+    """Trains a tuned lens, and shows how near it and the plain lens come to the last layer on other lines."""
+    started = time.perf_counter()
+    lens = bs.TunedLens.train(model, tokenizer, texts, max_steps=steps)
+    seconds = time.perf_counter() - started
+    print(f"\ntuned lens: {len(texts)} texts, {seconds:.0f} s, steps by layer {lens.about['steps']}")
+    found = {"plain": closeness(model, tokenizer, lines), "tuned": closeness(model, tokenizer, lines, tuned=lens)}
+    for name, each in found.items():
+        print(f"  {name}: nats from the last layer " + " ".join(f"{value:.2f}" for value in each.divergence), end="")
+        print("; agreement " + " ".join(f"{value:.2f}" for value in each.agreement))
+    return lens, {"about": dict(lens.about), "seconds": seconds} | {name: vars(each) for name, each in found.items()}
 
 
 def show(name: str, curve: Any) -> dict[str, Any]:
@@ -181,12 +232,10 @@ def largest(curve: Any, code: str) -> dict[str, Any]:
     english, own = curve.languages.index("en"), curve.languages.index(code)
     masses, control = curve.masses[chosen].double(), curve.control[chosen].double()
     layer = 1 + int(masses[:, 1:-1, english].mean(0).argmax())
-    draw = torch.randint(len(chosen), (1000, len(chosen)), generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {"layer": layer, "English": round(float(masses[:, layer, english].mean()), 3)}
     for name, other in (("less own", masses[:, layer, own]), ("less control", control[:, layer, english])):
         lead = masses[:, layer, english] - other
-        low, high = torch.quantile(lead[draw].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        found[name] = [round(value, 3) for value in (float(lead.mean()), low, high)]
+        found[name] = [round(float(each), 3) for each in (lead.mean(), *bootstrap_interval(lead, 1000, 0))]
     return found
 
 
@@ -210,12 +259,9 @@ def words(model: Any, tokenizer: Any, count: int = 60) -> dict[str, Any]:
             for each, word in spoken.items():
                 kept[each].append(word)
         latent = latent_language(model, tokenizer, prompts, kept)
-        sure = latent.probability[~latent.shared]
-        mean_LC = sure.mean(0)
+        sure, mean_LC = latent.telling, latent.mean()
         layer = int(mean_LC[:-1, 1].argmax())
-        draw = torch.randint(len(sure), (1000, len(sure)), generator=torch.Generator().manual_seed(0))
-        lead = (sure[:, layer, 1] - sure[:, layer, 0])[draw].mean(1)
-        ends = [round(float(value), 3) for value in torch.quantile(lead, torch.tensor([0.025, 0.975]))]
+        ends = [round(float(each), 3) for each in bootstrap_interval(sure[:, layer, 1] - sure[:, layer, 0], 1000, 0)]
         print(
             f"  {code} ({len(sure)} prompts) "
             + " ".join("/".join(f"{value:.3f}" for value in row) for row in mean_LC.tolist())

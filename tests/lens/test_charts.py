@@ -151,6 +151,17 @@ def test_page_names_the_model_without_its_folder(curve, tmp_path, name, shown):
     assert "private" not in text
 
 
+def test_page_tells_how_near_a_tuned_lens_comes(curve, tmp_path):
+    near = {"divergence": [0.125, 0.0625], "agreement": [0.75, 1.0], "documents": 7, "positions": 70}
+    tuned = {"plain": {**near, "divergence": [3.0, 2.0]}, "tuned": near}
+    write_page(replace(curve, about={"settings": {"tuned": tuned}}), tmp_path / "tuned.html")
+    text = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert "On 7 documents" in text
+    assert "<th>1</th><td>2.000</td><td>0.062</td><td>1.000</td><td>1.000</td>" in text
+    write_page(replace(curve, about={"settings": {"tuned": None}}), tmp_path / "plain.html")
+    assert "tuned" not in (tmp_path / "plain.html").read_text(encoding="utf-8").partition("<script")[0]
+
+
 @pytest.mark.parametrize("module", ["altair", "vl_convert"])
 def test_missing_packages(curve, tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)

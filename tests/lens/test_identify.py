@@ -8,7 +8,7 @@ import types
 import pytest
 
 from babelscope.errors import ConfigError, MissingDependencyError
-from babelscope.lens.identify import identifier
+from babelscope.lens.identify import Guess, guesser, identifier
 
 
 def test_lingua_among_the_languages():
@@ -21,6 +21,23 @@ def test_lingua_among_the_languages():
     assert find("123") == find("...") == find("<br>") == "", "no language is not asked about"
     with pytest.raises(ConfigError, match="lingua does not know bo"):
         identifier("lingua", ("bo", "fr"))
+
+
+def test_lingua_guesses_where_it_would_abstain():
+    lingua = pytest.importorskip("lingua")
+    codes = ("fr", "en", "es")
+    languages = [lingua.Language.from_iso_code_639_1(getattr(lingua.IsoCode639_1, code.upper())) for code in codes]
+    detector = lingua.LanguageDetectorBuilder.from_languages(*languages).build()
+    guess, find = guesser("lingua", codes), identifier("lingua", codes)
+    for text in ("Les enfants jouaient dans le jardin", "a", "ion", "no"):
+        values = {
+            each.language.iso_code_639_1.name.lower(): each.value
+            for each in detector.compute_language_confidence_values(text)
+        }
+        best = max(values, key=values.get)
+        assert guess(text) == (best, pytest.approx(values[best]), values[best] >= 0.5)
+        assert find(text) == (best if values[best] >= 0.5 else "")
+    assert not guess("ion").sure, "or nothing here was an abstention"
 
 
 CLD3 = {
@@ -50,9 +67,13 @@ def test_gcld3_as_its_binding_has_it(monkeypatch):
     module = types.SimpleNamespace(NNetLanguageIdentifier=NNetLanguageIdentifier)
     monkeypatch.setitem(sys.modules, "gcld3", module)
     monkeypatch.setitem(sys.modules, "cld3", None)
-    find = identifier("cld3", ("fr", "en", "he", "zh"))
+    languages = ("fr", "en", "he", "zh")
+    find, guess = identifier("cld3", languages), guesser("cld3", languages)
     assert [find(text) for text in CLD3] == NAMED
     assert find("12") == "", "no language is not asked about"
+    assert guess("le") == Guess("fr", 0.9, True)
+    assert guess("la") == Guess("", 0.9, True), "surely another language"
+    assert guess("un") == Guess("fr", 0.9, False)
 
 
 def test_pycld3_as_its_binding_has_it(monkeypatch):
@@ -65,11 +86,27 @@ def test_pycld3_as_its_binding_has_it(monkeypatch):
 
 
 def test_the_real_cld3():
-    pytest.importorskip("gcld3", reason="gcld3 isn't installed: it has no wheels and needs protobuf to build")
-    find = identifier("cld3", ("fr", "en", "ja"))
+    """Against the binding itself; where it isn't installed the stand-ins above are all there is."""
+    gcld3 = pytest.importorskip("gcld3", reason="gcld3 isn't installed: it has no wheels and needs protobuf to build")
+    languages = ("fr", "en", "ja")
+    find, guess = identifier("cld3", languages), guesser("cld3", languages)
     assert find("Les enfants jouaient dans le jardin") == "fr"
-    assert find("The children were playing in the garden") == "en"
+    assert find("This is a test of the English language") == "en"
     assert find("こどもたちがあそんでいます") == "ja"
+    own = gcld3.NNetLanguageIdentifier(0, 1000)
+    assert (own.FindLanguage("12").language, own.FindLanguage("12").is_reliable) == ("ja", True), (
+        "its answer to nothing"
+    )
+    assert find("12") == "", "which is why it isn't asked"
+    abstained = 0
+    for text in ("the", " le", "ing", "Der", "ation", "qu", "ment", "字", "un", "nation"):
+        found = own.FindLanguage(text)
+        assert guess(text) == (
+            found.language if found.language in languages else "", found.probability, found.is_reliable,
+        )  # fmt: skip
+        abstained += not found.is_reliable
+    assert guess("the") == ("en", pytest.approx(1, abs=0.01), True)
+    assert abstained, "or the flag was never seen to be false"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def test_every_layer_of_every_family(name):
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom", "gpt2"])
 def test_padding_batches_and_chunks_change_nothing(name, monkeypatch):
     model = tiny.tiny_model(name)
-    monkeypatch.setattr(decode, "CHUNK", 3)
+    monkeypatch.setattr(decode, "CHUNK", 11)  # of which the first 8 positions are read together, then the other 3
+    monkeypatch.setattr(decode, "_FEW", 0)
     curve = lens(model, letters(), PROMPTS, PROFILE)
     assert curve.prompt_languages == ("fr", "fr", "sw", "sw", "sw")
     texts = [text for lines in PROMPTS.values() for text in lines]

@@ -172,7 +172,12 @@ def test_a_tuned_lens_and_words(lens, tmp_path):
     assert "fr, sw" in text
     assert "Translated words" in text
     tuned = TunedLens.load(out / runs.TUNED)
-    assert LanguageCurve.load(out / runs.CURVE).about["settings"]["tuned"]["before"] == tuned.about["before"]
+    assert LanguageCurve.load(out / runs.CURVE).about["settings"]["tuned"] == tuned.about
+    with (out / runs.CLOSENESS).open(newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["divergence_tuned"] for row in rows] == tuned.about["tuned"]["divergence"]
+    assert [row["agreement_plain"] for row in rows] == tuned.about["plain"]["agreement"]
+    assert "How near the layers come" in (out / runs.PAGE).read_text(encoding="utf-8")
     code, again, _ = lens(out, "--prompts", "corpus", "--documents", 2, "--tuned-documents", 3, *words, "--json")
     rows = json.loads(again)["words"]
     assert [(row["target"], row["layer"], row["language"]) for row in rows[:3]] == [

@@ -18,11 +18,12 @@ COLOURS = (
     "#246dce", "#ceb618", "#860c61", "#61ce9e", "#793100", "#b6b6f3",
     "#796d00", "#3d3d9e", "#c28655", "#619eaa", "#866186", "#6d92ff",
 )  # fmt: skip
-"""Those of `babelscope.report.charts`, made to be told apart on white and on black, and by people who don't see all
+"""Of languages, here and in the report; made to be told apart on white and on black, and by people who don't see all
 hues."""
 GREY = "#9aa0a8"
 FORMATS = (".png", ".svg", ".pdf", ".html", ".json")
 _PANEL = 190
+_LAYERS = "layer (0 = embeddings)"
 
 
 def colours(languages: Sequence[str]) -> dict[str, str]:
@@ -30,45 +31,50 @@ def colours(languages: Sequence[str]) -> dict[str, str]:
     return {code: COLOURS[place % len(COLOURS)] for place, code in enumerate(languages)} | {UNKNOWN: GREY, "": GREY}
 
 
-def stacked_area(curve: LanguageCurve) -> Any:
-    """Mass by layer, stacked to 1, a panel per prompt language; the unknown is the grey on top."""
-    return _altair().concat(*area_panels(curve).values(), columns=4)
+def panels(curve: LanguageCurve, kind: str = "area", *, key: bool = True) -> dict[str, Any]:
+    """Mass by layer, a chart per prompt language; not over a data frame, which altair cuts at 5,000 rows.
 
+    Args:
+        curve: what is drawn.
+        kind: `area`, stacked to 1, the unknown as the grey on top; or `heat`, a row per decoded language, its mass the
+            strength of its colour.
+        key: False leaves out the key to the colours, for a page that has one.
 
-def heat_map(curve: LanguageCurve) -> Any:
-    """Mass by layer and decoded language, as the strength of the language's colour; a panel per prompt language."""
-    return _altair().concat(*heat_panels(curve).values(), columns=4)
-
-
-def area_panels(curve: LanguageCurve, *, key: bool = True) -> dict[str, Any]:
-    """The panels of `stacked_area` by prompt language; without a key to the colours for a page that has one."""
-    alt = _altair()
-    return {
-        code: base.mark_area().encode(
-            x=alt.X("layer:Q", title="layer (0 = embeddings)", axis=alt.Axis(tickMinStep=1, format="d", tickCount=5)),
-            y=alt.Y("mass:Q", stack="zero", title="share of probability", scale=alt.Scale(domain=[0, 1])),
-            color=_colour(curve, key),
-            order=alt.Order("order:Q", sort="ascending"),
+    Raises:
+        ConfigError: another kind.
+    """
+    if kind not in ("area", "heat"):
+        raise ConfigError(f"wanted a kind of chart among area, heat, found {kind!r}. Correct the name.")
+    alt, codes = _altair(), (*curve.languages, UNKNOWN)
+    tooltip = ["layer:Q", "decoded:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mass", "low", "high"))]
+    values: dict[str, list[dict[str, Any]]] = {}
+    for row in curve.rows():
+        shown = {"decoded": _name(row["decoded_language"]), "order": codes.index(row["decoded_language"])}
+        numbers = {name: round(row[name], 5) for name in ("layer", "mass", "low", "high")}
+        values.setdefault(row["prompt_language"], []).append(numbers | shown)
+    found = {}
+    for code, rows in values.items():
+        base = alt.Chart(alt.InlineData(values=rows), title=f"prompts: {_name(code)}", width=_PANEL).encode(
+            color=_colour(curve, key), tooltip=tooltip
         )
-        .properties(height=_PANEL * 0.75)
-        for code, base in _bases(curve).items()
-    }  # fmt: skip
+        if kind == "area":
+            found[code] = base.mark_area().encode(
+                x=alt.X("layer:Q", title=_LAYERS, axis=alt.Axis(tickMinStep=1, format="d", tickCount=5)),
+                y=alt.Y("mass:Q", stack="zero", title="share of probability", scale=alt.Scale(domain=[0, 1])),
+                order=alt.Order("order:Q", sort="ascending"),
+            ).properties(height=_PANEL * 0.75)  # fmt: skip
+        else:
+            found[code] = base.mark_rect().encode(
+                x=alt.X("layer:O", title=_LAYERS, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+                y=alt.Y("decoded:N", title=None, sort=[_name(each) for each in codes]),
+                opacity=alt.Opacity("mass:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.03, 1])),
+            ).properties(height=alt.Step(14))  # fmt: skip
+    return found
 
 
-def heat_panels(curve: LanguageCurve, *, key: bool = True) -> dict[str, Any]:
-    """The panels of `heat_map` by prompt language; without a key to the colours for a page that has one."""
-    alt = _altair()
-    names = [_name(code) for code in (*curve.languages, UNKNOWN)]
-    return {
-        code: base.mark_rect().encode(
-            x=alt.X("layer:O", title="layer (0 = embeddings)", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-            y=alt.Y("decoded:N", title=None, sort=names),
-            color=_colour(curve, key),
-            opacity=alt.Opacity("mass:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.03, 1])),
-        )
-        .properties(height=alt.Step(14))
-        for code, base in _bases(curve).items()
-    }  # fmt: skip
+def side_by_side(charts: Mapping[str, Any]) -> Any:
+    """Panels as one chart, four to a row."""
+    return _altair().concat(*charts.values(), columns=4)
 
 
 def token_grid(curve: LanguageCurve, prompt: int = 0) -> Any:
@@ -101,7 +107,7 @@ def token_grid(curve: LanguageCurve, prompt: int = 0) -> Any:
             title="position",
             axis=alt.Axis(labelAngle=-60),
         ),
-        y=alt.Y("layer:O", sort="descending", title="layer (0 = embeddings)"),
+        y=alt.Y("layer:O", sort="descending", title=_LAYERS),
         tooltip=["layer:O", "position:N", "token:N", alt.Tooltip("probability:Q", format=".3f"), "language:N"],
     )
     strength = alt.Opacity("probability:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.12, 0.6]))
@@ -188,29 +194,6 @@ def _altair() -> Any:
     except ImportError as error:
         raise MissingDependencyError('charts need altair: pip install "babelscope[report]"') from error
     return altair
-
-
-def _bases(curve: LanguageCurve) -> dict[str, Any]:
-    """A chart per prompt language over its part of the table; not a data frame, which altair cuts at 5,000 rows."""
-    alt = _altair()
-    order = {code: place for place, code in enumerate((*curve.languages, UNKNOWN))}
-    values: dict[str, list[dict[str, Any]]] = {}
-    for row in curve.rows():
-        values.setdefault(row["prompt_language"], []).append(
-            {
-                "layer": row["layer"],
-                "decoded": _name(row["decoded_language"]),
-                "order": order[row["decoded_language"]],
-                **{name: round(row[name], 5) for name in ("mass", "low", "high")},
-            }
-        )
-    tooltip = ["layer:Q", "decoded:N", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mass", "low", "high"))]
-    return {
-        code: alt.Chart(alt.InlineData(values=rows), title=f"prompts: {_name(code)}", width=_PANEL).encode(
-            tooltip=tooltip
-        )
-        for code, rows in values.items()
-    }
 
 
 def _name(code: str) -> str:

@@ -140,12 +140,10 @@ class LanguageCurve:
         return pandas.DataFrame(self.rows(resamples=resamples, seed=seed))
 
     def plot(self, kind: Literal["area", "heat"] = "area") -> Any:
-        """An altair chart: `area` (stacked, a panel per prompt language) or `heat` (map with numbers on hover)."""
-        from babelscope.lens import charts
+        """An altair chart, a panel per prompt language; kinds and errors of `babelscope.lens.charts.panels`."""
+        from babelscope.lens.charts import panels, side_by_side
 
-        if kind not in ("area", "heat"):
-            raise ConfigError(f"wanted a kind of chart among area, heat, found {kind!r}. Correct the name.")
-        return charts.stacked_area(self) if kind == "area" else charts.heat_map(self)
+        return side_by_side(panels(self, kind))
 
     def stages(
         self, *, pivot: str | None = None, margin: float = MARGIN, resamples: int = 1000, seed: int = 0

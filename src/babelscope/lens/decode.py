@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from babelscope.lens.tuned import TunedLens
 
 CHUNK = 128
-"""Positions whose logits are held at once. With few, the product with the unembedding waits for memory. Blocks of 16
-for what comes after that product, to keep logits in the processor's cache, gained nothing."""
+"""Positions whose logits are held at once. With few, the product with the unembedding waits for memory."""
+_FEW = 2**18
+"""Logits read at once on a CPU, of at least 8 positions. What follows the product makes arrays of their size; with
+those of a whole chunk, the allocator gave memory back to the system and fetched it anew for every chunk."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 _PROBE = 8
 """Tokens of the pass that checks the decoding."""
@@ -216,17 +218,24 @@ def read_layer(
     Raises:
         NumericsError: logits that are NaN or infinite; names the layer.
     """
-    parts = []
+    few = max(8, _FEW // unembedding.vocabulary) if hidden_NM.device.type == "cpu" else CHUNK
+    read, likeliest = [], []
     for part, logits_NV in unembedding.chunks(layer, hidden_NM):
-        best, chances_NV = logits_NV.max(1), logits_NV.softmax(1)
-        mass = chances_NV @ table_VC.to(chances_NV)
-        # -sum p log p with log p = logit - (best logit - log of its p): no logarithms of the whole vocabulary.
-        normaliser = best.values - chances_NV.gather(1, best.indices[:, None])[:, 0].log()
-        entropy = (normaliser - torch.linalg.vecdot(chances_NV, logits_NV)) / math.log(2)
-        likeliest = chances_NV[shown_N[part].to(chances_NV.device)].topk(min(top_k, chances_NV.shape[1]), dim=1)
-        parts.append((mass, entropy, best.indices, likeliest.indices, likeliest.values))
-    reading = Reading(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
+        read += [_read(few_NV, table_VC.to(few_NV)) for few_NV in logits_NV.split(few)]
+        best = logits_NV[shown_N[part].to(logits_NV.device)].softmax(1).topk(min(top_k, logits_NV.shape[1]), dim=1)
+        likeliest.append((best.indices, best.values))
+    columns = (*zip(*read, strict=True), *zip(*likeliest, strict=True))
+    reading = Reading(*(torch.cat(each).cpu() for each in columns))
     if not bool(torch.isfinite(reading.entropy).all()):
         where = f"the output of layer {layer - 1}" if layer else "the embeddings"
         raise NumericsError(f"{where} decodes to NaN or infinite logits. Load the model in bfloat16 or float32.")
     return reading
+
+
+def _read(logits_NV: Tensor, table_VC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass, entropy and likeliest token of each position, as in `Reading`."""
+    best, chances_NV = logits_NV.max(1), logits_NV.softmax(1)
+    # -sum p log p with log p = logit - (best logit - log of its p): no logarithms of the whole vocabulary.
+    normaliser = best.values - chances_NV.gather(1, best.indices[:, None])[:, 0].log()
+    entropy = (normaliser - torch.linalg.vecdot(chances_NV, logits_NV)) / math.log(2)
+    return chances_NV @ table_VC, entropy, best.indices

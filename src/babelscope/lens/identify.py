@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.languages import get_language
@@ -21,13 +21,42 @@ _SURE = 0.5
 """Confidence under which lingua abstains."""
 
 
+class Guess(NamedTuple):
+    """What an identifier takes a text for."""
+
+    language: str
+    """One of those it was asked about; empty for another language, or none."""
+    confidence: float
+    """Probability that it gives to its answer, whether or not that is one of those."""
+    sure: bool
+    """False where it would rather abstain."""
+
+
 def identifier(name: str, languages: Sequence[str]) -> Callable[[str], str]:
     """A function from a text to one of the languages; to an empty string for another language, or none.
 
+    Arguments and errors are those of `guesser`; here it abstains where it isn't sure, and isn't asked about texts
+    without letters.
+    """
+    guess = guesser(name, languages)
+
+    @functools.cache
+    def of(text: str) -> str:
+        if not token_script(text.encode()):
+            return ""
+        found = guess(text)
+        return found.language if found.sure else ""
+
+    return of
+
+
+def guesser(name: str, languages: Sequence[str]) -> Callable[[str], Guess]:
+    """A function from a text to what an identifier takes it for, sure or not.
+
     Args:
-        name: `lingua` (chooses among the languages, abstains below a confidence of one half) or `cld3` (chooses among
-            all its languages, abstains where it calls itself unreliable; of the packages gcld3 and pycld3, which bind
-            it, the first that is there).
+        name: `lingua` (chooses among the languages; sure from a confidence of one half) or `cld3` (chooses among all
+            its languages; sure where it calls itself reliable; of the packages gcld3 and pycld3, which bind it, the
+            first that is there).
         languages: codes.
 
     Raises:
@@ -36,16 +65,10 @@ def identifier(name: str, languages: Sequence[str]) -> Callable[[str], str]:
     """
     if name not in IDENTIFIERS:
         raise ConfigError(f"wanted an identifier among {', '.join(IDENTIFIERS)}, found {name!r}. Correct the name.")
-    find = (_lingua if name == "lingua" else _cld3)(languages)
-
-    @functools.cache
-    def of(text: str) -> str:
-        return find(text) if token_script(text.encode()) else ""
-
-    return of
+    return (_lingua if name == "lingua" else _cld3)(languages)
 
 
-def _lingua(languages: Sequence[str]) -> Callable[[str], str]:
+def _lingua(languages: Sequence[str]) -> Callable[[str], Guess]:
     try:
         import lingua
     except ImportError as error:
@@ -58,43 +81,42 @@ def _lingua(languages: Sequence[str]) -> Callable[[str], str]:
     code = {known[language]: language for language in languages}
     detector = lingua.LanguageDetectorBuilder.from_languages(*code).build()
 
-    def find(text: str) -> str:
+    def guess(text: str) -> Guess:
         best = detector.compute_language_confidence_values(text)[0]
-        return code[best.language] if best.value >= _SURE else ""
+        return Guess(code[best.language], best.value, best.value >= _SURE)
 
-    return find
+    return guess
 
 
-def _cld3(languages: Sequence[str]) -> Callable[[str], str]:
+def _cld3(languages: Sequence[str]) -> Callable[[str], Guess]:
     ask = _cld3_binding()
 
-    def find(text: str) -> str:
+    def guess(text: str) -> Guess:
         found = ask(text)
-        if found is None or not found.is_reliable:
-            return ""
+        if found is None:
+            return Guess("", 0.0, False)
         try:
             language = get_language(found.language).code
         except ConfigError:
-            return ""  # `und`, or romanised text such as `el-Latn`, that nobody asked for
-        return language if language in languages else ""
+            language = ""  # `und`, or romanised text such as `el-Latn`, that nobody asked for
+        return Guess(language if language in languages else "", found.probability, found.is_reliable)
 
-    return find
+    return guess
 
 
 def _cld3_binding() -> Callable[[str], Any]:
-    """From a text to something with `language` and `is_reliable`, or to None (pycld3, for a text of nothing)."""
+    """From a text to something with `language`, `probability`, `is_reliable`; to None (pycld3, a text of nothing)."""
     try:
         gcld3 = importlib.import_module("gcld3")
     except ImportError:
         try:
-            cld3 = importlib.import_module("cld3")
+            ask: Callable[[str], Any] = importlib.import_module("cld3").get_language
         except ImportError as error:
             raise MissingDependencyError(
                 "the identifier cld3 is missing: pip install gcld3 (which builds it: needs protoc and the headers of "
                 "protobuf). Or use the identifier lingua."
             ) from error
-        ask: Callable[[str], Any] = cld3.get_language
         return ask
     # Its own least length is 140 bytes, which no token has.
-    identifier: Callable[[str], Any] = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000).FindLanguage
-    return identifier
+    ask = gcld3.NNetLanguageIdentifier(min_num_bytes=0, max_num_bytes=1000).FindLanguage
+    return ask

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +103,27 @@ def language_lens(
             "tokenizer of this model."
         )
     reader = _Reader(unembedding, profile, tokenizer, identifier, top_k, grids, seed)
-    rows: list[_Prompt] = []
+    rows: list[Tensor] = []
+    grids_kept: list[TokenGrid] = []
     prompt_languages: list[str] = []
     for language, corpus in opened.items():
         sample, _ = sample_documents(
             corpus, tokenizer, documents=documents, max_tokens=max_tokens, min_tokens=1, seed=seed
         )
-        found: dict[int, _Prompt] = {}
+        found: dict[int, Tensor] = {}
+        shown: dict[int, TokenGrid] = {}
         for batch in batches(sample, token_budget=token_budget, pad_id=padding_id(tokenizer)):
             if new_tokens:
                 batch = _continued(unembedding.model, tokenizer, batch, new_tokens)
-            found |= zip(batch.position.tolist(), reader.read(batch, language), strict=True)
+            found |= zip(batch.position.tolist(), reader.read(batch, language, shown), strict=True)
             if progress is not None:
                 progress(len(batch))
         rows += [found[position] for position in sorted(found)]
+        grids_kept += [shown[position] for position in sorted(shown)]
         prompt_languages += [language] * len(found)
     settings = {
         "final_norm": final_norm, "tuned": tuned and dict(tuned.about), "identifier": identifier,
-        "max_tokens": max_tokens, "new_tokens": new_tokens,
-        "documents": documents, "seed": seed,
+        "max_tokens": max_tokens, "new_tokens": new_tokens, "documents": documents, "seed": seed,
     }  # fmt: skip
     about = {
         "model": ModelIdentity.of(unembedding.model).as_json(),
@@ -130,29 +131,18 @@ def language_lens(
         "profile": {"tokenizer": profile.tokenizer, "corpora": dict(profile.corpora)},
         "settings": settings,
     }
-    masses = torch.stack([row.mass for row in rows])
+    masses, entropy, agreement = torch.stack(rows).split([reader.columns, 1, 1], -1)
     columns = len(profile.languages) + 1
     return LanguageCurve(
         profile.languages,
         tuple(prompt_languages),
         masses[..., :columns].contiguous(),
-        torch.stack([row.entropy for row in rows]),
-        torch.stack([row.agreement for row in rows]),
+        entropy[..., 0].contiguous(),
+        agreement[..., 0].contiguous(),
         masses[..., columns:].contiguous() if identifier is None else None,
-        tuple(row.grid for row in rows if row.grid is not None),
+        tuple(grids_kept),
         about,
     )
-
-
-@dataclass
-class _Prompt:
-    mass: Tensor
-    """[L + 1, C]"""
-    entropy: Tensor
-    """[L + 1]"""
-    agreement: Tensor
-    """[L + 1]"""
-    grid: TokenGrid | None = None
 
 
 class _Reader:
@@ -186,9 +176,13 @@ class _Reader:
         else:
             self.table = self.posterior[:, :0]  # entropy and the likeliest tokens are all that is needed
         self.table = self.table.to(unembedding.device)
+        self.columns = self.table.shape[1] or len(self.languages) + 1
 
-    def read(self, batch: Batch, language: str) -> list[_Prompt]:
-        """A `_Prompt` for each row of a batch, from its counted positions."""
+    def read(self, batch: Batch, language: str, grids: dict[int, TokenGrid]) -> Tensor:
+        """[B, L + 1, C + 2] float32, means over each row's counted positions: masses, bits of entropy, agreement.
+
+        Adds the grids of the rows to keep, by position in the sample.
+        """
         row_N = batch.counted.nonzero()[:, 0]
         kept_B = batch.position < self.grids
         shown_N = kept_B[row_N]
@@ -198,23 +192,18 @@ class _Reader:
             readings.append(read_layer(self.unembedding, layer, hidden_NM, self.table, shown_N, self.top_k))
 
         self.unembedding.run(batch.input_ids, batch.attention_mask, batch.counted, visit)
-        top_LN = torch.stack([reading.top for reading in readings])
-        mass_LNC = torch.stack([self._mass(reading) for reading in readings])
-        entropy_LN = torch.stack([reading.entropy for reading in readings])
-        agree_LN = (top_LN == top_LN[-1]).double()
-        prompts = []
-        for row in range(len(batch)):
-            own = row_N == row
-            mass, entropy, agreement = (
-                each[:, own].double().mean(1).float() for each in (mass_LNC, entropy_LN, agree_LN)
-            )
-            prompt = _Prompt(mass, entropy, agreement)
-            if bool(kept_B[row]):
-                at = row_N[shown_N] == row
-                likeliest = [(reading.shown[at].tolist(), reading.chances[at].tolist()) for reading in readings]
-                prompt.grid = self._grid(language, batch.input_ids[row][batch.counted[row]].tolist(), likeliest)
-            prompts.append(prompt)
-        return prompts
+        last = readings[-1].top
+        values = [
+            torch.cat([self._mass(each), each.entropy[:, None], (each.top == last)[:, None]], 1) for each in readings
+        ]
+        values_NLC = torch.stack(values, 1).double()
+        for row in kept_B.nonzero()[:, 0].tolist():
+            at = row_N[shown_N] == row
+            likeliest = [(reading.shown[at].tolist(), reading.chances[at].tolist()) for reading in readings]
+            ids = batch.input_ids[row][batch.counted[row]].tolist()
+            grids[int(batch.position[row])] = self._grid(language, ids, likeliest)
+        sums = torch.zeros(len(batch), *values_NLC.shape[1:], dtype=torch.float64).index_add_(0, row_N, values_NLC)
+        return (sums / batch.counted.sum(1)[:, None, None]).float()
 
     def _mass(self, reading: Reading) -> Tensor:
         """[N, C]; of an identifier, all of a position's mass is on what it calls the likeliest token."""
@@ -259,11 +248,11 @@ def _continued(model: Any, tokenizer: Any, batch: Batch, new_tokens: int) -> Bat
     """The batch with the model's greedy continuations; counted are the positions that chose them."""
     device, pad = model.get_input_embeddings().weight.device, padding_id(tokenizer)
     lengths = batch.attention_mask.sum(1).tolist()
-    width = max(lengths)
-    ids_BT, mask_BT = torch.full((len(batch), width), pad), torch.zeros(len(batch), width, dtype=torch.int64)
-    for row, length in enumerate(lengths):  # generation continues at the right end
-        ids_BT[row, width - length :] = batch.input_ids[row, :length]
-        mask_BT[row, width - length :] = 1
+    width = batch.input_ids.shape[1]
+    ids_BT, mask_BT = (  # padded on the left: generation continues at the right end
+        torch.stack([row.roll(width - length) for row, length in zip(each, lengths, strict=True)])
+        for each in (batch.input_ids, batch.attention_mask)
+    )
     with ExitStack() as stack, torch.no_grad():
         evaluation_mode(model, stack)
         made = model.generate(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from babelscope import tinybabel
 from babelscope.languages import get_language
-from babelscope.lens.charts import area_panels, colours, embedded, heat_panels, right_to_left, visible
+from babelscope.lens.charts import colours, embedded, panels, right_to_left, visible
 from babelscope.lens.curve import ANY, UNKNOWN
+from babelscope.lens.tuned import closeness_rows
 
 if TYPE_CHECKING:
     from babelscope.lens.curve import LanguageCurve, TokenGrid
@@ -33,6 +35,9 @@ p, li { max-width: 45rem; overflow-wrap: anywhere; }
 .tokens th:first-child { position: sticky; inset-inline-start: 0; background: var(--paper); }
 .tokens td { background: color-mix(in srgb, var(--c) var(--p), var(--paper)); padding: 1px .4rem; white-space: pre;
        text-align: center; max-width: 9em; overflow: hidden; text-overflow: ellipsis; }
+.numbers { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.numbers th, .numbers td { padding: .15rem .7rem; border-bottom: 1px solid var(--line); text-align: end; }
+.numbers th { font-weight: 500; color: var(--soft); }
 #vg-tooltip-element { background: var(--paper); color: var(--ink); border: 1px solid var(--line); }
 """
 _LETTERS = {"labelColor": "var(--soft)", "titleColor": "var(--soft)", "titleFontWeight": "normal"}
@@ -53,9 +58,9 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
     """
     name = str(dict(curve.about.get("model") or {}).get("name", "a model"))
     model = tinybabel.NAME if name == str(tinybabel.MODEL) else Path(name).name if Path(name).is_absolute() else name
-    panels = {"area": area_panels(curve, key=False), "heat": heat_panels(curve, key=False)}
-    charts = {f"{kind}-{code}": chart for kind, each in panels.items() for code, chart in each.items()}
-    places = {kind: "".join(f'<div id="{kind}-{code}"></div>' for code in each) for kind, each in panels.items()}
+    drawn = {kind: panels(curve, kind, key=False) for kind in ("area", "heat")}
+    charts = {f"{kind}-{code}": chart for kind, each in drawn.items() for code, chart in each.items()}
+    places = {kind: "".join(f'<div id="{kind}-{code}"></div>' for code in each) for kind, each in drawn.items()}
     parts = [
         f"<h1>Which language does each layer of {escape(model)} speak?</h1>",
         "<p>Every layer's hidden states are decoded to the vocabulary; the mass of a language is the probability of "
@@ -67,6 +72,7 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
         f'<div class="panels">{places["heat"]}</div>',
         "<h2>Where one language gives way to another</h2>",
         _stages(curve),
+        *_closeness(dict(curve.about.get("settings") or {}).get("tuned") or {}),
     ]
     if curve.grids:
         parts.append(
@@ -101,6 +107,24 @@ def _stages(curve: LanguageCurve) -> str:
     if all(each.pivot is None for each in found):
         return "<p>Nowhere: in no language of the prompts does another language lead in between.</p>"
     return "<ul>" + "".join(f"<li>{escape(str(each))}</li>" for each in found) + "</ul>"
+
+
+def _closeness(about: Mapping[str, Any]) -> list[str]:
+    """The table of a tuned lens; nothing for a plain one."""
+    rows = closeness_rows(about)
+    if not rows:
+        return []
+    heads = ("layer", "nats, plain", "nats, tuned", "agreement, plain", "agreement, tuned")
+    lines = [f"<tr>{''.join(f'<th>{each}</th>' for each in heads)}</tr>"]
+    for layer, *values in (row.values() for row in rows):
+        cells = "".join(f"<td>{value:.3f}</td>" for value in values)
+        lines.append(f"<tr><th>{layer}</th>{cells}</tr>")
+    return [
+        "<h2>How near the layers come to the last one</h2><p>Seen through a tuned lens, an affine map per layer. On "
+        f"{about['tuned']['documents']} documents that it didn't learn from: divergence from the last layer's "
+        "distribution, and how often the likeliest token is the last layer's, beside the plain lens.</p>",
+        f'<div class="scroll"><table class="numbers">{"".join(lines)}</table></div>',
+    ]
 
 
 def _tokens(curve: LanguageCurve, grid: TokenGrid) -> str:

@@ -9,9 +9,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,15 +26,16 @@ from babelscope.lens.curve import LanguageCurve
 from babelscope.lens.measure import language_lens
 from babelscope.lens.page import write_page
 from babelscope.lens.tokens import tokenizer_fingerprint
-from babelscope.lens.tuned import TunedLens
+from babelscope.lens.tuned import TunedLens, closeness_rows
 from babelscope.lens.vocabulary import VocabularyProfile
 from babelscope.lens.words import latent_table
 from babelscope.models.load import ModelIdentity
 
 logger = logging.getLogger(__name__)
 
-CURVE, TABLE, PAGE, WORDS, TUNED = "lens.safetensors", "lens.csv", "lens.html", "words.json", "tuned.safetensors"
-CHARTS = {"area": "area.svg", "heat": "heat.svg"}
+CURVE, TABLE, PAGE, WORDS = "lens.safetensors", "lens.csv", "lens.html", "words.json"
+TUNED, CLOSENESS = "tuned.safetensors", "tuned.csv"
+CHARTS: tuple[Literal["area", "heat"], ...] = ("area", "heat")
 FROM_CORPUS = "corpus"
 """As prompts: documents of the corpora themselves."""
 
@@ -104,7 +105,8 @@ def run_lens(
         out: the run folder.
         words: parallel lists, a word per document, for `latent_table`; the first language is translated from.
         profile_documents: read at most so many of each corpus.
-        tuned_documents: train a tuned lens on the first so many of each corpus and read the layers through it.
+        tuned_documents: train a tuned lens on the first so many of each corpus and read the layers through it; the
+            folder and the page then say how near it and the plain lens come to the last layer on documents held out.
         progress: a bar on standard error; None: on a terminal.
         **options: of `language_lens`.
 
@@ -136,6 +138,7 @@ def run_lens(
             texts = [text.text for each in corpora.values() for text in itertools.islice(each, tuned_documents)]
             tuned = TunedLens.train(model, tokenizer, texts)
             tuned.save(out / TUNED)
+            _write_table(closeness_rows(tuned.about), out / CLOSENESS)
             logger.info("tuned lens of %d texts: %.0f s", len(texts), time.monotonic() - started)
         with tqdm(unit="prompt", desc="lens", disable=None if progress is None else not progress) as bar:
             curve = language_lens(model, tokenizer, prompts, profile, tuned=tuned, progress=bar.update, **options)
@@ -144,10 +147,10 @@ def run_lens(
             lists = {language: [text.text for text in corpus] for language, corpus in words.items()}
             shared = {name: options[name] for name in ("final_norm", "seed") if name in options}
             write_json(out / WORDS, {"rows": latent_table(model, tokenizer, lists, tuned=tuned, **shared)})
-        _write_table(curve, out / TABLE)
+        _write_table(curve.rows(), out / TABLE)
         try:
-            for kind, name in CHARTS.items():
-                save_chart(curve.plot("area" if kind == "area" else "heat"), out / name)
+            for kind in CHARTS:
+                save_chart(curve.plot(kind), out / f"{kind}.svg")
             write_page(curve, out / PAGE)
         except MissingDependencyError as error:
             logger.warning("no charts and no page were written: %s", error)
@@ -166,8 +169,7 @@ def peak_memory() -> dict[str, int]:
     return found
 
 
-def _write_table(curve: LanguageCurve, path: Path) -> None:
-    rows = curve.rows()
+def _write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
