@@ -3,7 +3,7 @@
 python experiments/grid.py RUN [RUN ...]
 
 For each run: every task's scores by the part switched off (English with a language's neurons off; the others, each with
-its own off), and the paper's claims with their effects, intervals and verdicts.
+its own off), the deltas beside those of random sets, and the paper's claims with their effects, intervals and verdicts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +27,49 @@ def main() -> None:
             summary = list(csv.DictReader(stream))
         print(f"### {run}: {told['model']}, {', '.join(told['languages'])}, {told['cells']} cells\n")
         print(scores(summary))
+        print(deltas(summary))
         print(claims(told["claims"]))
 
 
 def scores(summary: list[dict[str, str]]) -> str:
     """A row for each part, English / others of each task."""
-    tasks = list(dict.fromkeys(row["task"] for row in summary))
-    parts = dict.fromkeys((row["op"], row["part"]) for row in summary)
     cells = {(row["op"], row["part"], row["task"]): row for row in summary}
-    lines = [f"| off | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+
+    def cell(key: tuple[str, str, str]) -> str:
+        return " / ".join(_number(cells[key], name) for name in ("english", "others")) if key in cells else ""
+
+    return _table("off", summary, list(dict.fromkeys((row["op"], row["part"]) for row in summary)), cell)
+
+
+def deltas(summary: list[dict[str, str]]) -> str:
+    """A row for each part: each task's delta (of random sets as large), above 0 where the others are hurt more."""
+    cells = {(row["op"], row["part"], row["task"]): row for row in summary}
+
+    def cell(key: tuple[str, str, str]) -> str:
+        op, part, task = key
+        random = cells.get((op, f"random: {part}", task))
+        beside = "" if random is None else f" ({_number(random, 'delta', '+')})"
+        return _number(cells[key], "delta", "+") + beside if key in cells else ""
+
+    parts = [(row["op"], row["part"]) for row in summary if row["op"] and not row["part"].startswith("random")]
+    return _table("off: delta (random's)", summary, list(dict.fromkeys(parts)), cell)
+
+
+def _table(
+    head: str, summary: list[dict[str, str]], parts: list[tuple[str, str]], cell: Callable[[tuple[str, str, str]], str]
+) -> str:
+    tasks = list(dict.fromkeys(row["task"] for row in summary))
+    lines = [f"| {head} | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     for op, part in parts:
-        row = [_cell(cells.get((op, part, task))) for task in tasks]
+        row = [cell((op, part, task)) for task in tasks]
         lines.append(f"| {part if op in ('', 'zero') else f'{part} ({op})'} | {' | '.join(row)} |")
     return "\n".join([*lines, ""])
 
 
-def _cell(row: dict[str, str] | None) -> str:
-    if row is None:
-        return ""
+def _number(row: dict[str, str], name: str, sign: str = "") -> str:
     digits = 3 if row["task"] == "bits_per_byte" else 1
-    return " / ".join("-" if row[name] == "nan" else f"{float(row[name]):.{digits}f}" for name in ("english", "others"))
+    value = round(float(row[name]), digits) + 0.0  # no -0.0
+    return "-" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
 def claims(several: list[dict[str, Any]]) -> str:

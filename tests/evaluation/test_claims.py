@@ -15,13 +15,25 @@ from babelscope.evaluation.cells import BITS
 from babelscope.evaluation.claims import claims
 from babelscope.evaluation.grid import Effect, rows
 from babelscope.evaluation.inference import bootstrap_mean, pooled_random
-from babelscope.evaluation.printed import ABLATED, INTACT, RANDOM, printed
-from babelscope.evaluation.tables import METRICS, kind, summarise, to_latex, write_csv, write_parquet
+from babelscope.evaluation.printed import ABLATED, BY_LANGUAGE, INTACT, RANDOM, printed
+from babelscope.evaluation.tables import (
+    METRICS,
+    by_language,
+    kind,
+    summarise,
+    to_latex,
+    to_latex_by_language,
+    write_csv,
+    write_parquet,
+)
 
 LANGUAGES = ("fr", "zh", "sw")
 
 
-def effects(task: str, part: str, own: float, english: float, random: float = 0.0, items: int = 60) -> list[Effect]:
+def effects(
+    task: str, part: str, own: float, english: float, random: float = 0.0, items: int = 60,
+    random_english: float | None = None,
+) -> list[Effect]:  # fmt: skip
     """Harm of about this size in every language, scattered over items."""
     metric = METRICS[kind(task)]
     sign = 1 if task == BITS else -1
@@ -31,7 +43,8 @@ def effects(task: str, part: str, own: float, english: float, random: float = 0.
         for language, harm in ((off, own), ("en", english)):
             before = np.full(items, 0.8)
             noise = draw.normal(0, 0.02, (4, items))
-            drawn = (before + sign * (random + noise[1:])) if language == off else np.zeros((0, items))
+            harmless = random if language == off else random_english
+            drawn = np.zeros((0, items)) if harmless is None else before + sign * (harmless + noise[1:])
             after = before + sign * (harm + noise[0])
             found.append(Effect(off, part, "zero", 10, (task, language, metric), before, after, drawn))
     return found
@@ -62,6 +75,31 @@ def test_reasoning_is_judged_by_what_attention_does_and_by_what_the_rest_spares(
     assert verdicts(hurt, rest)[claim] == "holds"
     assert verdicts(effects(task, "solve-attention", 0.0, 0.0), rest)[claim] == "does not hold"
     assert verdicts(hurt, effects(task, "all-but-solve-attention", 0.3, 0.3))[claim] == "does not hold"
+
+
+def test_delta_is_set_beside_the_delta_of_random_sets():
+    """Where any set as large hurts the languages more than English, the paper's delta says nothing of this one."""
+    claim, hurt = "Task-solving attention reasons", effects("mgsm", "solve-attention", 0.4, 0.4)
+
+    def rest(random: float, random_english: float | None) -> list[Effect]:
+        return effects("mgsm", "all-but-solve-attention", 0.3, 0.0, random=random, random_english=random_english)
+
+    assert verdicts(hurt, rest(0.3, None))[claim] == "holds", "random sets were not asked in English"
+    assert verdicts(hurt, rest(0.3, 0.3))[claim] == "holds", "random sets hurt both alike"
+    assert verdicts(hurt, rest(0.3, 0.0))[claim] == "undecided", "random sets do the same"
+    made = rest(0.1, 0.05)
+    contrast = next(each for each in claims(made) if each.claim == claim).contrasts[0]
+    pairs = [[each for each in made if each.off == off] for off in LANGUAGES]
+    deltas = [own.harm.mean() - english.harm.mean() for own, english in pairs]
+    random = [own.random_harm.mean(1) - english.random_harm.mean(1) for own, english in pairs]
+    assert contrast.p == pytest.approx(pooled_random(deltas, random))
+    assert contrast.p == 1 / 4**3, "the largest of 4 in each of 3 languages"
+    for row in rows(made):
+        if row.language != "en":
+            place = LANGUAGES.index(row.off)
+            assert row.delta == pytest.approx(deltas[place])
+            assert row.delta_random == pytest.approx(random[place].mean())
+            assert row.p_delta == 1 / 4
 
 
 def test_what_should_do_no_harm():
@@ -138,6 +176,34 @@ def test_the_summary_is_the_papers_layout():
     assert all(line.count("&") == 4 for line in to_latex(summarise(made, "other"), "m").splitlines() if "&" in line)
 
 
+def test_each_language_stands_beside_what_the_paper_prints_of_it():
+    made = effects("xlsum", "all", 0.5, 0.1, random=0.05, random_english=0.02)
+    table = by_language(made, "mistralai/Mistral-7B-Instruct-v0.2")
+    assert [(row.language, row.part) for row in table] == [
+        (code, part) for code in LANGUAGES for part in (INTACT, "all", "random: all")
+    ]
+    intact, off, random = table[3:6]
+    own, english = (each for each in made if each.off == "zh")
+    assert (intact.others, intact.printed_others) == (pytest.approx(80), 56.4)
+    assert (off.others, off.printed_others) == (pytest.approx(100 * own.after.mean()), 0.39)
+    assert (random.others, random.printed_others) == (pytest.approx(100 * own.random.mean()), 55.9)
+    assert off.english == pytest.approx(100 * english.after.mean())
+    assert random.english == pytest.approx(100 * english.random.mean())
+    assert off.delta == pytest.approx((off.english - 80) - (off.others - 80))
+    assert random.delta == pytest.approx((random.english - 80) - (random.others - 80))
+    assert all(math.isnan(row.printed_english) for row in table)
+    assert all(math.isnan(row.printed_others) for row in table if row.language == "sw"), "not in the paper's table"
+    latex = to_latex_by_language(table, "Mistral_7B").splitlines()
+    assert r"Task & Switched off & fr & zh & sw \\" in latex
+    assert r"xlsum & intact & 80.0 (15.2) & 80.0 (56.4) & 80.0 \\" in latex
+    measured = [next(row.others for row in table if (row.language, row.part) == (code, "all")) for code in LANGUAGES]
+    assert rf" & all & {measured[0]:.1f} (0.21) & {measured[1]:.1f} (0.39) & {measured[2]:.1f} \\" in latex
+    assert r"Mistral\_7B: scores of each language with its own neurons switched off. In brackets" in "".join(latex)
+    bits = to_latex_by_language(by_language(effects(BITS, "all", 0.25, 0.0), "tinybabel"), "tinybabel")
+    assert "bits\\_per\\_byte & intact & 0.800 & 0.800 & 0.800" in bits
+    assert "brackets" not in bits
+
+
 def test_tables_on_disk_are_the_rows(tmp_path: Path):
     from pyarrow import parquet
 
@@ -157,6 +223,15 @@ def test_printed_numbers_are_where_they_belong():
     assert printed("/models/vicuna-7b-v1.5/", "xlsum", "all", random=True).others == 26.7
     assert printed("tinybabel", "xquad", "understand") is None
     assert printed("lmsys/vicuna-7b-v1.5", "tinybabel_understanding", INTACT) is None
+    for model, tasks in BY_LANGUAGE.items():
+        for task, parts in tasks.items():
+            for part, scores in parts.items():
+                told = RANDOM[model][task]["all"] if part.startswith("random") else ABLATED[model][task][part]
+                digits = 2 if part == "all" else 1
+                assert np.mean(list(scores.values())) == pytest.approx(told.others, abs=0.51 * 10**-digits)
+    assert printed("mistral-7b-instruct-v0.2", "xlsum_paper", "all", random=True, language="ru").others == 21.2
+    assert printed("mistral-7b-instruct-v0.2", "xlsum", "generate", language="ru") is None
+    assert printed("mistral-7b-instruct-v0.2", "xlsum", "all", language="sw") is None
     for model, tasks in ABLATED.items():
         assert set(tasks) == set(RANDOM[model]) == {"xquad", "mgsm", "xcsqa", "xlsum"}
         for task, parts in tasks.items():

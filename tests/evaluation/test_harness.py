@@ -4,7 +4,7 @@ command, and of the exported checkpoint; a killed run goes on and gives the same
 from __future__ import annotations
 
 import json
-import sys
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +12,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from babelscope import Anatomy, NeuronSet, ablate, export
-from babelscope.errors import ConfigError, ProvenanceError, RunFolderError
-from babelscope.evaluation import harness
+from babelscope import Anatomy, NeuronSet, ablate, detect, export
+from babelscope.errors import ConfigError, NumericsError, ProvenanceError, RunFolderError
 from babelscope.evaluation.evaluate import ANSWERS, Evaluation, evaluate
 from babelscope.evaluation.harness import Answer, Answers, EditedLM, write_task_files
 from babelscope.evaluation.inference import bootstrap_mean, wilson
 from babelscope.evaluation.tasks.benchmarks import find
-from builders import byte_llama, byte_tokenizer
+from builders import byte_llama, byte_tokenizer, make_texts
 from editing.cases import some, zeroed_by_hand
+from evaluation.commands import harness_command
 
 CHOICE, SPAN = "tinybabel_knowledge", "tinybabel_understanding"
 NAMES = ("babelscope_tinybabel_knowledge_fr", "babelscope_tinybabel_understanding_fr")
@@ -101,30 +101,22 @@ def test_scores_and_intervals_are_those_of_the_samples(world):
     assert str(found).count("\n") == len(found.scores)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, out: Path, *words: object) -> dict[str, Any]:
-    """The harness's own command: results, and the answers of each task."""
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)  # half a minute of pip list
-    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex._iter_yaml_files", lambda _: [])  # its own thousands of tasks
-    common = ("--limit", "3", "--batch_size", "2", "--output_path", str(out), "--log_samples")
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *common, *map(str, words)])
-    harness.main()
-    (results,) = out.rglob("results_*.json")
-    samples = {
-        name: [json.loads(line)["resps"] for line in next(out.rglob(f"samples_{name}_*.jsonl")).open(encoding="utf-8")]
-        for name in NAMES
-    }
-    return {"results": json.loads(results.read_text(encoding="utf-8"))["results"], "samples": samples}
-
-
-def test_the_harness_command_and_the_export_give_the_same(world, tmp_path, monkeypatch):
-    ours = measure(world, neurons=world.neurons)
+@pytest.mark.parametrize("op", ["zero", "mean"])
+def test_the_harness_command_and_the_export_give_the_same(world, tmp_path, monkeypatch, op):
+    atlas = detect(world.model, world.tokenizer, {"fr": make_texts("fr", 4)}, max_tokens=48)
+    atlas.save(tmp_path / "atlas.safetensors")
+    given: dict[str, Any] = {} if op == "zero" else {"reference": atlas}
+    ours = measure(world, neurons=world.neurons, op=op, **given)
     files = write_task_files(find([CHOICE, SPAN], ["fr"], None), tmp_path / "tasks")
     tasks = ("--tasks", ",".join(map(str, files)))
-    asked = f"pretrained={world.folder / 'model'},neurons={world.folder / 'fr.safetensors'},op=zero"
-    edited = command(monkeypatch, tmp_path / "edited", "--model", "babelscope", "--model_args", asked, *tasks)
-    export(world.model, world.tokenizer, world.neurons, tmp_path / "exported")
+    asked = f"pretrained={world.folder / 'model'},neurons={world.folder / 'fr.safetensors'},op={op}"
+    asked += f",reference={tmp_path / 'atlas.safetensors'}" if given else ""
+    edited = harness_command(
+        monkeypatch, tmp_path / "edited", NAMES, "--model", "babelscope", "--model_args", asked, *tasks
+    )
+    export(world.model, world.tokenizer, world.neurons, tmp_path / "exported", op=op, **given)
     plain = f"pretrained={tmp_path / 'exported'}"
-    exported = command(monkeypatch, tmp_path / "plain", "--model", "hf", "--model_args", plain, *tasks)
+    exported = harness_command(monkeypatch, tmp_path / "plain", NAMES, "--model", "hf", "--model_args", plain, *tasks)
     for name in NAMES:
         saved = json.loads(json.dumps(answers(ours, name)))
         for theirs in (edited, exported):
@@ -203,6 +195,18 @@ def test_a_killed_run_goes_on_and_writes_the_same(world, tmp_path, monkeypatch):
         measure(world, **{**options, "neurons": None}, run_dir=tmp_path / "killed")
 
 
+def test_a_run_under_mean_is_resumed_with_the_same_means_only(world, tmp_path):
+    atlas = detect(world.model, world.tokenizer, {code: make_texts(code, 4) for code in ("fr", "zh")}, max_tokens=48)
+    options = {"limit": 1, "neurons": world.neurons, "op": "mean", "run_dir": tmp_path / "run"}
+    found = measure(world, CHOICE, **options, reference=atlas)
+    assert measure(world, CHOICE, **options, reference=atlas).scores == found.scores
+    with pytest.raises(RunFolderError, match="means: then"):
+        measure(world, CHOICE, **options, reference=atlas.of("zh"))
+    with pytest.raises(ConfigError, match="op 'mean' needs the units' mean activations, found none"):
+        measure(world, CHOICE, **{**options, "run_dir": tmp_path / "other"})
+    assert not (tmp_path / "other").exists()
+
+
 def test_files_are_in_the_harness_format(world, tmp_path):
     found = measure(world, CHOICE, run_dir=tmp_path)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -276,6 +280,19 @@ def test_an_answer_that_ended_is_not_endless_because_its_neighbour_is(world):
 def _request(instance: Any, prompt: str, stop: str) -> Any:
     kwargs = {"until": [stop], "max_gen_toks": 8, "do_sample": False}
     return instance("generate_until", {}, (prompt, kwargs), 0, metadata=("t", 0, 1))
+
+
+def test_likelihoods_that_are_not_numbers_are_no_scores(world, tmp_path):
+    """Of choices that are all NaN the first would count as the likeliest."""
+    model = byte_llama(max_position_embeddings=2048)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(NumericsError, match=r"is NaN: no score is defined\..*dtype=float32"):
+        evaluate(model, world.tokenizer, [CHOICE], ["fr"], limit=1, run_dir=tmp_path)
+    assert len(Answers(tmp_path / ANSWERS)) == 0
+    neurons = some(Anatomy(model, check=False))
+    with pytest.raises(NumericsError, match="is NaN under zero of NeuronSet"):
+        evaluate(model, world.tokenizer, [CHOICE], ["fr"], neurons, limit=1)
 
 
 def test_what_is_refused(world, tmp_path):

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from babelscope import Anatomy, NeuronSet, cli
+from babelscope import Anatomy, NeuronSet, cli, detect
 from babelscope.editing.stages import Stages
 from babelscope.errors import BabelscopeError, ConfigError
 from babelscope.evaluation.claims import claims
-from babelscope.evaluation.grid import Grid
+from babelscope.evaluation.grid import CELLS, Grid
+from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts
 from babelscope.evaluation.run import load_sets, run_grid
-from builders import byte_llama, byte_tokenizer
+from builders import byte_llama, byte_tokenizer, make_texts
 
 TASK = "tinybabel_understanding"
 
@@ -48,14 +49,15 @@ def test_the_command_writes_tables_and_verdicts(folder, tmp_path, capsys, monkey
     parts = "all,understand,solve-attention"
     assert cli.main(command(folder, tmp_path, "--parts", parts, "--dry-run", "--json")) == 0
     planned = json.loads(capsys.readouterr().out)
-    # 3 languages intact, then 2 sets of 3 parts with 2 and 3 controls: on tasks and on texts
-    assert planned["cells"] == 2 * 3 + 2 * 3 * ((1 + 2) + (1 + 3))
+    assert 0 < planned["english_controls"] <= 2 * 3 * 2, "2 sets of 3 parts with 2 controls; equal ones count once"
     assert list(tmp_path.iterdir()) == []
     assert cli.main(command(folder, tmp_path, "--parts", parts)) == 0
+    assert len(Kept(tmp_path / CELLS / "cells.jsonl")) == planned["cells"], "as many as were announced"
     shown = capsys.readouterr().out
     for text in ("tinybabel_understanding: f1, percent", "random: understand", "The paper's claims", "not measured"):
         assert text in shown
-    for name in ("grid.csv", "grid.parquet", "summary.csv", "summary.parquet", "summary.tex", "claims.json"):
+    tables = [f"{stem}.{end}" for stem in ("grid", "summary", "languages") for end in ("csv", "parquet")]
+    for name in (*tables, "summary.tex", "languages.tex", "claims.json"):
         assert (tmp_path / name).stat().st_size > 100
     told = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert [claim["verdict"] in ("holds", "does not hold", "undecided") for claim in told["claims"]] == [True] * 6
@@ -76,6 +78,24 @@ def test_the_command_writes_tables_and_verdicts(folder, tmp_path, capsys, monkey
     again = [each.as_json() for each in claims(grid.run())]
     assert [each["verdict"] for each in again] == [claim["verdict"] for claim in told["claims"]]
     assert [each["effect"] for each in again] == pytest.approx([claim["effect"] for claim in told["claims"]], abs=1e-5)
+
+
+def test_means_are_of_a_detection_run(folder, tmp_path):
+    """The claims are then judged by what means do."""
+    model, tokenizer = byte_llama(max_position_embeddings=1024), byte_tokenizer()
+    detect(model, tokenizer, {"fr": make_texts("fr", 3)}).save(tmp_path / "atlas" / "atlas.safetensors")
+    sets = load_sets([folder / "neurons"])
+    told = run_grid(
+        model, tokenizer, sets, [TASK], tmp_path / "out", name="tiny", stages=Stages(1, 0), parts=("understand",),
+        languages=["fr"], ops=("mean",), reference=tmp_path / "atlas", draws=2, limit=1, force=True,
+    )  # fmt: skip
+    assert told["ops"] == ["mean"]
+    assert told["claims"][0]["contrasts"]
+    assert {row["op"] for row in told["summary"]} == {"", "mean"}
+    with pytest.raises(BabelscopeError, match="none"):
+        run_grid(
+            model, tokenizer, sets, [TASK], tmp_path / "out", name="tiny", ops=("mean",), reference=tmp_path / "none"
+        )
 
 
 def test_quick_takes_fewer_parts_and_languages(folder, tmp_path, capsys):

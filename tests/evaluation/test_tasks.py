@@ -193,13 +193,20 @@ def test_what_there_is_not(data, tmp_path):
         ("mgsm/mgsm_fr.tsv", "", "mgsm", "fr", "holds no item"),
         ("xquad/xquad.zh.json", "[", "xquad", "zh", "not SQuAD JSON"),
         ("xquad/xquad.zh.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "xquad", "zh", "'context'"),
+        ("xquad/xquad.zh.json", json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": [
+            {"id": "q1", "question": "q", "answers": []}]}]}]}), "xquad", "zh", "question q1 has no answer"),
+        ("xcsqa/fr/dev.jsonl", json.dumps({"id": "c", "question": {"stem": "s", "choices": [
+            {"label": "A", "text": " "}, {"label": "B", "text": "x"}]}, "answerKey": "B"}), "xcsqa", "fr",
+            "a choice without text"),
+        ("xlsum/french_test.jsonl", '{"id": "a7", "text": "b", "summary": " "}\n', "xlsum", "fr",
+            "article a7 has an empty summary"),
         ("xcsqa/fr/dev.jsonl", '{"id": 1}\n', "xcsqa", "fr", "wanted question"),
         ("xcsqa/fr/dev.jsonl", json.dumps({"id": "c", "question": QUESTION}), "xcsqa", "fr", "test split has no keys"),
         ("xlsum/french_test.jsonl", '{"id": "a", "text": "b"}\n', "xlsum", "fr", "no 'summary'"),
         ("xlsum/french_test.jsonl", "{}\nx\n", "xlsum", "fr", "wanted id"),
         ("xlsum/french_test.jsonl", "x\n", "xlsum", "fr", "line 1 is not JSON"),
     ],
-)
+)  # fmt: skip
 def test_files_that_will_not_do(data, file, content, task, language, expected):
     (data / file).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=expected):

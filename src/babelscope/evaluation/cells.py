@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from babelscope.artifacts import digest
 from babelscope.editing.edits import ablate, intact_fingerprint
-from babelscope.errors import ConfigError
+from babelscope.editing.operations import Operation
+from babelscope.errors import ConfigError, NumericsError
 from babelscope.evaluation.evaluate import Evaluation, Exam, neurons_digest, tell
 from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.likelihood import likelihood
+from babelscope.evaluation.means import means_digest
 from babelscope.neurons.neuronset import NeuronSet
+
+if TYPE_CHECKING:
+    from babelscope.detection.atlas import Atlas
+    from babelscope.neurons.statistics import Statistics
 
 BITS = "bits_per_byte"
 """Task and metric of held-out texts: the only metric that is better when it is lower."""
@@ -36,7 +44,7 @@ class Cell:
     neurons: NeuronSet | None = None
     """Switched off or changed; None or no unit: the model as it is."""
     op: str = "zero"
-    """`zero`, `scale=X` or `clamp=X`."""
+    """`zero`, `scale=X`, `clamp=X` or `mean`."""
 
 
 class Cells:
@@ -46,16 +54,33 @@ class Cells:
         exam: the tasks, with the model and its tokenizer.
         texts: held-out texts by language; empty: none.
         path: the file of the cells; a half-written last line is forgotten.
-        force: accept neurons of another model of the same shape.
+        reference: where `mean` takes the units' values from.
+        means: what `read_means` made of it.
+        force: accept neurons, or a reference, of another model of the same shape.
     """
 
-    def __init__(self, exam: Exam, texts: Mapping[str, Sequence[str]], path: Path, *, force: bool = False) -> None:
+    def __init__(
+        self,
+        exam: Exam,
+        texts: Mapping[str, Sequence[str]],
+        path: Path,
+        *,
+        reference: Atlas | Statistics | None = None,
+        means: Operation | None = None,
+        force: bool = False,
+    ) -> None:
         self._exam, self._texts, self._force = exam, texts, force
+        self._reference, self._means = reference, means
         self._kept = Kept(path)
 
     def key(self, cell: Cell) -> str:
         """Of everything that decides the cell's numbers."""
-        edit = [cell.op, neurons_digest(cell.neurons)] if cell.neurons else None
+        edit = None
+        if cell.neurons:
+            edit = [cell.op, neurons_digest(cell.neurons)]
+            if cell.op == "mean":
+                assert self._means is not None
+                edit.append(means_digest(self._means, cell.neurons))
         if cell.what == "tasks":
             asked = [each.name for each in self._exam.asked if each.language in cell.languages]
             settings: Any = {**self._exam.settings, "tasks": asked}
@@ -67,15 +92,25 @@ class Cells:
     def __contains__(self, key: str) -> bool:
         return key in self._kept
 
-    def __getitem__(self, key: str) -> Items:
-        return {(task, language, metric): items for task, language, metric, items in self._kept[key]["scores"]}
+    def items(self, cells: Iterable[Cell]) -> Items:
+        """What was measured in some cells of one edit."""
+        return {place: items for place, items, _ in self._scores(cells)}
+
+    def endless(self, cells: Iterable[Cell]) -> dict[Place, int | None]:
+        """Answers that were still going on at the limit; None in cells of earlier versions, and of texts."""
+        return {place: count for place, _, count in self._scores(cells)}
+
+    def _scores(self, cells: Iterable[Cell]) -> Iterator[tuple[Place, list[float], int | None]]:
+        for cell in cells:
+            for task, language, metric, items, *count in self._kept[self.key(cell)]["scores"]:
+                yield (task, language, metric), items, count[0] if count else None
 
     def measure(self, cell: Cell) -> None:
         """Measures a cell and keeps it, all of it or nothing.
 
         Raises: as `evaluate`, `ablate` and `likelihood`.
         """
-        edit = operation(cell.op)
+        edit = operation(cell.op, self._reference)
         answers: dict[str, list[str]] = {}
         if cell.what == "tasks":
             found = self._exam.take(
@@ -83,7 +118,9 @@ class Cells:
             )
             if not cell.neurons:
                 tell(found)
-            scores = [[score.task, score.language, score.metric, list(score.items)] for score in found.scores]
+            scores = [
+                [score.task, score.language, score.metric, list(score.items), score.endless] for score in found.scores
+            ]
             answers = _generated(found)
         elif cell.neurons:
             with ablate(self._exam.model, cell.neurons, force=self._force, **edit):
@@ -98,17 +135,24 @@ class Cells:
         found = []
         for language in languages:
             measured = likelihood(self._exam.model, self._exam.tokenizer, self._texts[language], max_tokens=MAX_TOKENS)
+            if np.isnan(measured.nats).any():
+                raise NumericsError(
+                    f"the model's likelihood of texts in {language} is NaN: bits per byte are not defined. Half "
+                    "precision overflows; load the model with dtype=float32, or take a smaller factor or value."
+                )
             items = measured.nats / math.log(2) / measured.n_bytes.mean()
             found.append([BITS, language, BITS, items.tolist()])
         return found
 
 
-def operation(text: str) -> dict[str, Any]:
-    """What `ablate` takes: `zero`, `scale=0.5` (a factor) or `clamp=0` (a value).
+def operation(text: str, reference: Atlas | Statistics | None = None) -> dict[str, Any]:
+    """What `ablate` takes: `zero`, `scale=0.5` (a factor), `clamp=0` (a value) or `mean` (of the reference).
 
     Raises:
         ConfigError: none of these.
     """
+    if text == "mean":
+        return {"op": text, "reference": reference}
     name, _, number = text.partition("=")
     try:
         given = float(number) if number else None
@@ -116,7 +160,7 @@ def operation(text: str) -> dict[str, Any]:
         given = math.nan
     if (name == "zero" and not number) or (name in ("scale", "clamp") and given is not None and math.isfinite(given)):
         return {"op": name, "factor": given if name == "scale" else None, "value": given if name == "clamp" else None}
-    raise ConfigError(f"wanted an operation such as zero, scale=0.5 or clamp=0, found {text!r}. Correct it.")
+    raise ConfigError(f"wanted an operation such as zero, scale=0.5, clamp=0 or mean, found {text!r}. Correct it.")
 
 
 def _generated(found: Evaluation) -> dict[str, list[str]]:

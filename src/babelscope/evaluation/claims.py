@@ -3,6 +3,10 @@
 A claim is a few contrasts, named before anything is measured. It holds when all of them do, does not hold when one of
 them does not, and is undecided otherwise. Items are averaged over the languages by their place in the task, so that
 items that are translations of each other count once.
+
+Parts are never set against each other: understand, solve and generate hold different numbers of units, in different
+numbers of layers. Each is judged beside random sets of its own counts per layer and slot, and beside English under the
+same units. `understand-equal` and so on are as large as each other, and comparable where a grid has them.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from babelscope.evaluation.cells import BITS
-from babelscope.evaluation.grid import Effect
+from babelscope.evaluation.grid import Effect, delta_of
 from babelscope.evaluation.inference import Interval, bootstrap_mean, holm, paired_p, pooled_random
 from babelscope.evaluation.tables import judged, kind
 
@@ -41,8 +45,8 @@ class Contrast:
     """Of the effect: 95 % bootstrap interval over items."""
     high: float
     p: float
-    """That there is no effect; beside random sets the larger one of items (paired) and of sets (by places). NaN where
-    the effect should be none."""
+    """That there is no effect; where random sets were measured too, the larger one of items (paired) and of sets (by
+    places). NaN where the effect should be none."""
     p_holm: float
     """Corrected for all contrasts that should show an effect."""
     verdict: str
@@ -62,7 +66,7 @@ class Claim:
         contrasts = [{name: _finite(value) for name, value in asdict(each).items()} for each in self.contrasts]
         first = {name: contrasts[0][name] if contrasts else None for name in ("effect", "low", "high")}
         text = "; ".join(
-            f"{each.what} {each.effect:+.3f} [{each.low:+.3f}, {each.high:+.3f}] ({each.verdict})"
+            f"{each.what} {each.effect:+z.3f} [{each.low:+z.3f}, {each.high:+z.3f}] ({each.verdict})"
             for each in self.contrasts
         )
         text = text or "not measured: the grid lacks the task or the part"
@@ -144,12 +148,16 @@ def _beyond_random(group: _Group) -> Contrast | None:
 
 
 def _more_than_english(group: _Group) -> Contrast | None:
-    """The paper's delta: harm to the languages less harm to English by the same sets."""
+    """The paper's delta: harm to the languages less harm to English by the same sets; beside that of random sets."""
     if not (group.own and group.english):
         return None
     own, english = (_by_item([each.harm for each in several]) for several in (group.own, group.english))
     count = min(len(own), len(english))
-    return _contrast(group, f"{group.part} off: harm beyond English's", own[:count] - english[:count], 0.0)
+    spared = {each.off: each for each in group.english}
+    found = [delta_of(each, spared[each.off]) for each in group.own if each.off in spared]
+    beside = [(delta, random) for delta, random in found if len(random) > 1]
+    p = pooled_random([delta for delta, _ in beside], [random for _, random in beside]) if beside else 0.0
+    return _contrast(group, f"{group.part} off: harm beyond English's", own[:count] - english[:count], p)
 
 
 def _english_spared(group: _Group) -> Contrast | None:
@@ -202,5 +210,7 @@ CRITERIA: Mapping[str, str] = {
     f"is at most {LEVEL}; one that should not: its interval ends below {MARGIN} ({MARGIN_BITS} bits per byte)",
     "does not hold": "an effect that should be there: its interval ends below that margin; one that should not: its "
     "interval begins above it",
+    "parts": "each part is judged beside random sets of its own size and beside English, never against another part: "
+    "they differ in size",
 }
 """In words, for claims.json."""

@@ -10,16 +10,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from babelscope.artifacts import digest, environment, run_folder, update_run, write_json
 from babelscope.editing.edits import has_open_edits, intact_fingerprint
 from babelscope.errors import ConfigError
 from babelscope.evaluation.harness import Answers, EditedLM, as_task, quiet_harness
 from babelscope.evaluation.inference import Interval, bootstrap_mean, wilson
+from babelscope.evaluation.means import means_digest, read_means
 from babelscope.evaluation.tasks.benchmarks import PREFIX, TABLE, VERSION, find
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
+
+if TYPE_CHECKING:
+    from babelscope.detection.atlas import Atlas
+    from babelscope.neurons.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +168,7 @@ class Exam:
             languages: codes, to ask in some of the languages only; None: all.
             answers: kept already; new ones are added.
             quiet: draw no progress.
-            **edit: op, factor, value and force, as of `evaluate`.
+            **edit: op, factor, value, reference and force, as of `evaluate`.
         """
         from lm_eval import evaluate as run_harness
 
@@ -198,6 +203,7 @@ def evaluate(
     op: str = "zero",
     factor: float | None = None,
     value: float | None = None,
+    reference: Atlas | Statistics | None = None,
     force: bool = False,
     data: str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -213,10 +219,11 @@ def evaluate(
         languages: codes or English names; None: all that a task has items in.
         neurons: what is edited while the model answers; None: nothing.
         limit: the first so many items of each task and language; None: all.
-        op: what is done to them, as of `ablate`.
+        op: what is done to them: `zero`, `scale`, `clamp` or `mean`, as of `ablate`.
         factor: as of `ablate`.
         value: as of `ablate`.
-        force: accept neurons of another model of the same shape.
+        reference: as of `ablate`, for `mean`.
+        force: accept neurons, or a reference, of another model of the same shape.
         data: a folder with the benchmarks' files (mgsm/, xquad/, xcsqa/, xlsum/); None: the Hub or its cache.
         run_dir: where answers are kept as they come, and results.json and samples_TASK.jsonl in the end, in the
             harness's format. The same call again goes on where it stopped, and gives the same numbers.
@@ -225,9 +232,10 @@ def evaluate(
 
     Raises:
         ConfigError: a task or a language that there isn't (the message lists what there is), a limit below 1, a model
-            whose context has no room for an answer.
+            whose context has no room for an answer; as `ablate`.
         DataError: a dataset or a file that can't be read.
-        ProvenanceError: neurons of another model.
+        ProvenanceError: neurons, or a reference, of another model.
+        NumericsError: a log-likelihood that is NaN.
         RunFolderError: a run folder of other settings, or in use.
         MissingDependencyError: lm-evaluation-harness is not installed.
     """
@@ -236,6 +244,8 @@ def evaluate(
     )  # fmt: skip
     edit: dict[str, Any] = {"op": op, "factor": factor, "value": value}
     settings = {**exam.settings, "neurons": neurons_digest(neurons), "edit": edit if neurons else None}
+    if neurons and op == "mean":
+        settings["means"] = means_digest(read_means(model, reference, [neurons], force=force), neurons)
     with ExitStack() as stack:
         folder = None
         if run_dir is not None:
@@ -246,7 +256,7 @@ def evaluate(
             about = {"command": "evaluate", "name": ModelIdentity.of(model).name, "provenance": _provenance(neurons)}
             folder = stack.enter_context(run_folder(Path(run_dir), settings, about))
         answers = Answers(None if folder is None else folder / ANSWERS)
-        found = exam.take(neurons, answers=answers, force=force, **edit)
+        found = exam.take(neurons, answers=answers, reference=reference, force=force, **edit)
         found.results["babelscope"].update(settings)
         tell(found)
         if folder is not None:

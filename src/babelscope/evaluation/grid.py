@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from babelscope.artifacts import run_folder
 from babelscope.editing.controls import controls
-from babelscope.errors import ConfigError
+from babelscope.errors import ConfigError, ProvenanceError
 from babelscope.evaluation.cells import BITS, Cell, Cells, Items, Place, operation
-from babelscope.evaluation.evaluate import Exam
+from babelscope.evaluation.evaluate import Exam, neurons_digest
 from babelscope.evaluation.inference import against_random, bootstrap_mean, holm, paired_p
+from babelscope.evaluation.means import read_means
 from babelscope.evaluation.parts import Part
 from babelscope.evaluation.tables import write_csv
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
+
+if TYPE_CHECKING:
+    from babelscope.detection.atlas import Atlas
+    from babelscope.neurons.statistics import Statistics
 
 TABLE = "grid.csv"
 CELLS = "cells"
@@ -50,6 +55,8 @@ class Effect:
     """[n]"""
     random: NDArray[np.float64]
     """[D, n] with random sets of the same counts per slot and layer; D is 0 where none were measured."""
+    endless: int | None = None
+    """Answers with the set off that were still going on at the limit; None where that was not counted."""
 
     @property
     def harm(self) -> NDArray[np.float64]:
@@ -102,6 +109,13 @@ class Row:
     op: str = "zero"
     draws: int = 0
     """Random sets behind `random`."""
+    delta_random: float = math.nan
+    """Mean delta of the random sets. NaN where they were not measured in English, as the next one."""
+    p_delta: float = math.nan
+    """Share of sets, this one among them, with a delta at least as large."""
+    endless: float = math.nan
+    """Answers with the set off that were still going on at the limit, and were taken as far as they went. NaN for
+    texts, and for cells of versions that did not count them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +128,8 @@ class _Tested:
     neurons: NeuronSet
     own: dict[str, Cell]
     """By what is measured."""
-    random: dict[str, list[Cell]]
+    random: dict[str, list[list[Cell]]]
+    """By what is measured: of each random set its cells."""
 
 
 def ablation_grid(
@@ -156,21 +171,25 @@ class Grid:
         tasks: as of `evaluate`.
         run_dir: the cells are kept in a folder in it.
         parts: name -> what of a set is switched off; None: all of it.
-        ops: what is done to them: `zero`, `scale=0.5`, `clamp=0`.
+        ops: what is done to them: `zero`, `scale=0.5`, `clamp=0`, `mean`.
+        reference: for `mean`, as of `ablate`; random sets take their own units' means.
         texts: held-out texts by language, to measure bits per byte on as well; None: none.
         draws: random controls per part, answering the tasks in the language; 0: none. Fewer than two can't be compared
             with.
+        english_controls: they answer the tasks in English too, so that delta stands beside theirs. With 5 draws that
+            makes the tasks take 1.7 times as long; cells measured without it stay as they are.
         text_draws: random controls per part, measured on the texts in the language and in English; as `draws`.
         english: the language that should be spared.
         limit: the first so many items; they are the same in all cells.
         seed: of the controls.
-        force: accept neurons of another model of the same shape.
+        force: accept neurons, or a reference, of another model of the same shape.
         **options: anything else that `Exam` takes.
 
     Raises:
-        ProvenanceError: a set of another model.
-        ConfigError: no set; one control; an unknown operation; a task of the harness's own, or without items in one of
-            the languages; a language without texts.
+        ProvenanceError: a set, or the reference, of another model.
+        ConfigError: no set; one control; an unknown operation; `mean` without a reference that has means of all slots
+            of the sets, or a reference without `mean`; a set too large for random ones beside it; a task of the
+            harness's own, or without items in one of the languages; a language without texts.
     """
 
     def __init__(
@@ -183,8 +202,10 @@ class Grid:
         *,
         parts: Mapping[str, Part] | None = None,
         ops: Sequence[str] = ("zero",),
+        reference: Atlas | Statistics | None = None,
         texts: Mapping[str, Sequence[str]] | None = None,
         draws: int = 5,
+        english_controls: bool = True,
         text_draws: int = 20,
         english: str = "en",
         limit: int | None = None,
@@ -199,8 +220,17 @@ class Grid:
         for op in ops:
             operation(op)
         anatomy = Anatomy(model, check=False)
-        for neurons in sets.values():
-            neurons.check(anatomy, force=force)
+        for code, neurons in sets.items():
+            try:
+                neurons.check(anatomy, force=force)
+            except ProvenanceError as error:
+                raise ProvenanceError(f"the set of {code}: {error}") from None
+        if reference is not None and "mean" not in ops:
+            raise ConfigError(
+                f"wanted the operation mean beside a reference, found {', '.join(ops)}. Leave the reference out, or "
+                "ask for mean."
+            )
+        means = read_means(model, reference, sets.values(), force=force) if "mean" in ops else None
         languages = tuple(dict.fromkeys((*sets, english)))
         self._exam = Exam(model, tokenizer, tasks, languages, limit, **options)
         if self._exam.theirs:
@@ -208,11 +238,12 @@ class Grid:
                 f"wanted tasks in several languages, found {', '.join(self._exam.theirs)} of the harness's own. "
                 "Measure those with evaluate."
             )
-        lacking = [language for language in languages if texts and language not in texts]
+        lacking = [language for language in languages if texts and not texts.get(language)]
         if lacking:
             raise ConfigError(f"no held-out texts of {', '.join(lacking)}. Give some, or none of any language.")
-        self.english, self._folder = english, Path(run_dir) / CELLS
-        self._texts, self._force = dict(texts or {}), force
+        self.english, self._folder, self._texts = english, Path(run_dir) / CELLS, dict(texts or {})
+        self._english_controls = english_controls
+        self._edits: dict[str, Any] = {"reference": reference, "means": means, "force": force}
         measured = ("tasks", *(["texts"] if texts else []))
         self._intact = {(what, code): Cell(what, (code,)) for what in measured for code in languages}  # type: ignore[arg-type]
         wanted = {"tasks": draws, "texts": text_draws}
@@ -226,21 +257,45 @@ class Grid:
     def _test(self, off: str, part: str, op: str, neurons: NeuronSet, draws: Mapping[str, int], seed: int) -> _Tested:
         both = tuple(dict.fromkeys((off, self.english)))
         most = max(draws.values())
-        drawn = controls(neurons, most, seed=seed) if neurons and most else []
+        try:
+            drawn = controls(neurons, most, seed=seed) if neurons and most else []
+        except ConfigError as error:
+            raise ConfigError(
+                f"no random sets for the part {part} of {off}: {str(error).partition('. ')[0]}. Take a smaller set, or "
+                "ask for no random ones (draws=0 and text_draws=0; --task-controls 0 --controls 0)."
+            ) from None
         own = {what: Cell(what, both, neurons, op) for what in draws}  # type: ignore[arg-type]
+        # A cell for each language, so that a grid without controls in English has the same ones.
+        asked: dict[str, list[tuple[str, ...]]] = {
+            "tasks": [(code,) for code in (both if self._english_controls else (off,))],
+            "texts": [both],
+        }
         random = {
-            what: [Cell(what, (off,) if what == "tasks" else both, each, op) for each in drawn[:count]]  # type: ignore[arg-type]
+            what: [[Cell(what, codes, each, op) for codes in asked[what]] for each in drawn[:count]]  # type: ignore[arg-type]
             for what, count in draws.items()
         }
         return _Tested(off, part, op, neurons, own, random)
 
     def cells(self) -> list[Cell]:
-        """All of them, the intact model's first; equal ones once for each part that needs them."""
+        """All of them, the intact model's first; those that several parts need, once."""
         found = list(self._intact.values())
         for tested in self._tested:
             if tested.neurons:
-                found += [*tested.own.values(), *(each for several in tested.random.values() for each in several)]
-        return found
+                found += tested.own.values()
+                found += [cell for several in tested.random.values() for cells in several for cell in cells]
+        return _distinct(found)
+
+    def english_controls(self) -> int:
+        """How many of the cells are random sets that answer in English so that delta stands beside theirs."""
+        return len(
+            _distinct(
+                cell
+                for tested in self._tested
+                if tested.neurons
+                for cells in tested.random.get("tasks", ())
+                for cell in cells[1:]
+            )
+        )
 
     def run(self, progress: Progress | None = None) -> list[Effect]:
         """Measures what is not measured yet.
@@ -251,12 +306,13 @@ class Grid:
         Raises:
             RunFolderError: the folder holds cells of another model, or another process is writing it.
             DataError: a dataset or a file that can't be read.
+            NumericsError: a likelihood that is NaN; what was measured before is kept.
         """
         model = self._exam.model
         identity = ModelIdentity.of(model)
         asked = {"model": identity.fingerprint, "dtype": str(model.dtype)}
         with run_folder(self._folder, asked, {"command": "grid", "name": identity.name}) as folder:
-            kept = Cells(self._exam, self._texts, folder / "cells.jsonl", force=self._force)
+            kept = Cells(self._exam, self._texts, folder / "cells.jsonl", **self._edits)
             keyed = {kept.key(cell): cell for cell in self.cells()}
             todo = {key: cell for key, cell in keyed.items() if key not in kept}
             started = time.monotonic()
@@ -268,20 +324,19 @@ class Grid:
             return self._effects(kept)
 
     def _effects(self, kept: Cells) -> list[Effect]:
-        intact: Items = {}
-        for cell in self._intact.values():
-            intact |= kept[kept.key(cell)]
+        intact, of_intact = kept.items(self._intact.values()), kept.endless(self._intact.values())
         effects = []
         for tested in self._tested:
             for what, cell in tested.own.items():
-                after = kept[kept.key(cell)] if tested.neurons else _of_languages(intact, what, cell.languages)
-                drawn = [kept[kept.key(each)] for each in tested.random[what]]
+                after = kept.items([cell]) if tested.neurons else _of_languages(intact, what, cell.languages)
+                endless = kept.endless([cell]) if tested.neurons else of_intact
+                drawn = [kept.items(cells) for cells in tested.random[what]]
                 for place, items in after.items():
                     beside = [each[place] for each in drawn if place in each]
                     effects.append(
                         Effect(
                             tested.off, tested.part, tested.op, len(tested.neurons), place, np.array(intact[place]),
-                            np.array(items), np.array(beside).reshape(-1, len(items)),
+                            np.array(items), np.array(beside).reshape(-1, len(items)), endless[place],
                         )
                     )  # fmt: skip
         return effects
@@ -290,7 +345,7 @@ class Grid:
 def rows(effects: Sequence[Effect], english: str = "en") -> list[Row]:
     """The grid's table: a row for each effect, in their order."""
     in_english = {
-        (each.off, each.part, each.op, each.place[0], each.place[2]): float(each.harm.mean())
+        (each.off, each.part, each.op, each.place[0], each.place[2]): each
         for each in effects
         if each.place[1] == english
     }
@@ -300,18 +355,39 @@ def rows(effects: Sequence[Effect], english: str = "en") -> list[Row]:
         change = bootstrap_mean(each.after - each.before)
         harm, random = float(each.harm.mean()), each.random_harm.mean(1)
         beside = against_random(harm, random) if len(random) else None
-        spared = in_english.get((each.off, each.part, each.op, task, metric), math.nan)
+        spared = None if language == english else in_english.get((each.off, each.part, each.op, task, metric))
+        delta, deltas = (math.nan, np.zeros(0)) if spared is None else delta_of(each, spared)
         found.append(
             Row(
                 each.off, each.part, each.neurons, *each.place, len(each.before), float(each.before.mean()),
                 float(each.after.mean()), change.value, change.low, change.high, paired_p(each.before, each.after),
                 math.nan, float((each.random - each.before).mean()) if beside else math.nan,
                 beside.p if beside else math.nan, beside.standardised if beside else math.nan,
-                harm - spared if language != english else math.nan, each.op, len(random),
+                delta, each.op, len(random), float(deltas.mean()) if len(deltas) else math.nan,
+                against_random(delta, deltas).p if len(deltas) else math.nan,
+                math.nan if each.endless is None else each.endless,
             )
         )  # fmt: skip
     corrected = holm([row.p for row in found])
     return [replace(row, p_holm=value) for row, value in zip(found, corrected, strict=True)]
+
+
+def delta_of(own: Effect, english: Effect) -> tuple[float, NDArray[np.float64]]:
+    """Harm to a language minus harm to English by the same set, and by each random set, [D].
+
+    D is 0 where not all random sets were measured in both.
+    """
+    drawn = [each.random_harm.mean(1) for each in (own, english)]
+    paired = len(drawn[0]) == len(drawn[1])
+    return float(own.harm.mean() - english.harm.mean()), drawn[0] - drawn[1] if paired else np.zeros(0)
+
+
+def _distinct(cells: Iterable[Cell]) -> list[Cell]:
+    known: dict[Any, Cell] = {}
+    for cell in cells:
+        edit = (cell.op, neurons_digest(cell.neurons)) if cell.neurons else None
+        known.setdefault((cell.what, cell.languages, edit), cell)
+    return list(known.values())
 
 
 def _of_languages(intact: Items, what: str, languages: Sequence[str]) -> Items:

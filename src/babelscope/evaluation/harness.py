@@ -1,7 +1,7 @@
 """lm-evaluation-harness on an edited model: its tasks and ours, in Python, and in the harness's own command.
 
-In the harness a model type `babelscope` takes what `hf` takes, and `neurons`, `op`, `factor`, `value`; `pretrained` may
-be `tinybabel`. The harness has no plug-ins, so its command learns of the type when it is started as
+In the harness a model type `babelscope` takes what `hf` takes, and `neurons`, `op`, `factor`, `value` and `reference`;
+`pretrained` may be `tinybabel`. The harness has no plug-ins, so its command learns of the type when it is started as
 
     python -m babelscope.evaluation.harness run --model babelscope --model_args pretrained=...,neurons=fr.safetensors
 
@@ -13,19 +13,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from babelscope.artifacts import digest
 from babelscope.editing.edits import ablate
-from babelscope.errors import ConfigError, MissingDependencyError
+from babelscope.errors import ConfigError, MissingDependencyError, NumericsError
 from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.tasks.benchmarks import Asked, asked_by_name
 from babelscope.models.load import load_model
@@ -39,6 +40,10 @@ except ImportError as error:
     raise MissingDependencyError(
         f'evaluation runs on lm-evaluation-harness, which can\'t be imported ({error}): pip install "babelscope[eval]"'
     ) from error
+
+if TYPE_CHECKING:
+    from babelscope.detection.atlas import Atlas
+    from babelscope.neurons.statistics import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +94,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         op: as of `ablate`.
         factor: as of `ablate`.
         value: as of `ablate`.
+        reference: as of `ablate` for `mean`; or the place of an atlas: its file or the run folder of `detect`.
         force: as of `ablate`.
         answers: where answers are kept, and those there are already.
         quiet: draw no progress.
@@ -100,6 +106,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     Raises:
         ConfigError: a context without room for an answer.
+        NumericsError: a log-likelihood that is NaN.
     """
 
     def __init__(
@@ -111,6 +118,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         op: str = "zero",
         factor: float | None = None,
         value: float | None = None,
+        reference: Atlas | Statistics | str | Path | None = None,
         force: bool = False,
         answers: Answers | None = None,
         quiet: bool = False,
@@ -129,7 +137,13 @@ class EditedLM(HFLM):  # type: ignore[misc]
         # The harness gives it a pad token, which a caller's own tokenizer may lack on purpose.
         super().__init__(pretrained=pretrained, tokenizer=copy.deepcopy(tokenizer), **options)
         self._neurons = NeuronSet.load(neurons) if isinstance(neurons, str | Path) else neurons
-        self._edit: dict[str, Any] = {"op": op, "factor": factor, "value": value, "force": force}
+        if isinstance(reference, str | Path):
+            from babelscope.detection.atlas import Atlas
+
+            reference = Atlas.load(reference)
+        self._edit: dict[str, Any] = {
+            "op": op, "factor": factor, "value": value, "reference": reference, "force": force,
+        }  # fmt: skip
         self.answers = Answers() if answers is None else answers
         self._quiet = quiet
         self._flags: deque[bool] = deque()
@@ -167,6 +181,12 @@ class EditedLM(HFLM):  # type: ignore[misc]
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
         """Called by the harness with each answer, as its cache is."""
         endless = self._flags.popleft() if kind == "generate_until" else False
+        if kind != "generate_until" and math.isnan(answer[0] if kind == "loglikelihood" else answer):
+            edit = f" under {self._edit['op']} of {self._neurons!r}" if self._neurons else ""
+            raise NumericsError(
+                f"the model's log-likelihood of {args[-1][-40:]!r} is NaN{edit}: no score is defined. Half precision "
+                "overflows; load the model with dtype=float32, or take a smaller factor or value."
+            )
         self._fresh[_key(kind, args)] = Answer(answer, self._cut(kind, args), endless)
 
     def _answered(self, kind: str, run: Callable[..., Any], requests: Sequence[Any], quiet: bool) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import and_
 
-from babelscope.editing.stages import Stages
+from babelscope.editing.stages import STAGES, Stages
 from babelscope.errors import ConfigError
 from babelscope.neurons.neuronset import NeuronSet
 
@@ -19,6 +19,8 @@ PARTS = (
     "all-minus-english", "all-minus-shared",
 )  # fmt: skip
 """The complement of `solve` is `understand-generate`; those of `attention` and `ffn` are each other."""
+EQUAL = ("understand-equal", "solve-equal", "generate-equal")
+"""The strongest units of each stage, as many as the smallest of the three has: where two stages are to be compared."""
 CLAIMED = ("all", "understand", "generate", "solve-attention", "solve-ffn", "all-but-solve-attention")
 """Those that the paper's claims are about."""
 
@@ -33,14 +35,15 @@ def standard_parts(
         sets: of all languages; `all-minus-english` needs English's and `all-minus-shared` at least two, and they are
             left out without.
         english: its code.
-        names: of `PARTS`.
+        names: of `PARTS` and `EQUAL`; the latter need sets with scores.
 
     Raises:
         ConfigError: an unknown name.
     """
-    unknown = [name for name in names if name not in PARTS]
+    known = (*PARTS, *EQUAL)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"wanted parts among {', '.join(PARTS)}, found {', '.join(unknown)}. Correct the name.")
+        raise ConfigError(f"wanted parts among {', '.join(known)}, found {', '.join(unknown)}. Correct the name.")
     parts: dict[str, Part] = {
         "all": lambda neurons: neurons,
         "attention": lambda neurons: stages.of(neurons, None, "attention"),
@@ -50,8 +53,11 @@ def standard_parts(
         "all-but-generate": lambda neurons: stages.of(neurons, ("understand", "solve")),
         "all-but-solve-attention": lambda neurons: neurons - stages.of(neurons, "solve", "attention"),
     }
-    for stage in ("understand", "solve", "generate"):
+    for stage in STAGES:
         parts[stage] = lambda neurons, stage=stage: stages.of(neurons, stage)  # type: ignore[misc]
+        parts[f"{stage}-equal"] = lambda neurons, stage=stage: stages.of(neurons, stage).top(  # type: ignore[misc]
+            min(len(stages.of(neurons, each)) for each in STAGES)
+        )
     for structure in ("attention", "ffn"):
         parts[f"solve-{structure}"] = lambda neurons, s=structure: stages.of(neurons, "solve", s)  # type: ignore[misc]
     if english in sets:
@@ -59,4 +65,4 @@ def standard_parts(
     if len(sets) > 1:
         shared = reduce(and_, sets.values())
         parts["all-minus-shared"] = lambda neurons: neurons - shared
-    return {name: parts[name] for name in PARTS if name in names and name in parts}
+    return {name: parts[name] for name in known if name in names and name in parts}

@@ -16,7 +16,7 @@ class Printed:
     english: float | None
     """With a language's neurons off, averaged over the languages; None where the paper has no number."""
     others: float
-    """Mean over the other languages, each with its own neurons off."""
+    """Mean over the other languages, each with its own neurons off; or of one of them."""
 
 
 MODELS: Mapping[str, str] = {"vicuna-7b-v1.5": "vicuna", "mistral-7b-instruct-v0.2": "mistral"}
@@ -67,12 +67,31 @@ RANDOM: Mapping[str, Mapping[str, Mapping[str, Printed]]] = {
 """The same for random neurons, as many as the part has: one draw."""
 
 
+BY_LANGUAGE: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+    "vicuna": {
+        "xlsum": {
+            INTACT: {"fr": 14.2, "zh": 61.1, "es": 10.4, "ru": 20.8},
+            "all": {"fr": 0.83, "zh": 0.0, "es": 0.24, "ru": 0.42},
+            "random: all": {"fr": 14.1, "zh": 61.6, "es": 10.4, "ru": 20.8},
+        },
+    },
+    "mistral": {
+        "xlsum": {
+            INTACT: {"fr": 15.2, "zh": 56.4, "es": 10.6, "ru": 21.0},
+            "all": {"fr": 0.21, "zh": 0.39, "es": 0.15, "ru": 0.07},
+            "random: all": {"fr": 15.4, "zh": 55.9, "es": 10.2, "ru": 21.2},
+        },
+    },
+}
+"""Model -> task -> part, or random neurons -> language -> score (table 1)."""
+
+
 def benchmark(task: str) -> str:
     """The benchmark behind a task's name: `xquad_paper` is `xquad`."""
     return task.partition("_")[0]
 
 
-def printed(model: str, task: str, part: str, *, random: bool = False) -> Printed | None:
+def printed(model: str, task: str, part: str, *, random: bool = False, language: str = "") -> Printed | None:
     """What the paper prints, if it does.
 
     Args:
@@ -80,6 +99,11 @@ def printed(model: str, task: str, part: str, *, random: bool = False) -> Printe
         task: of ours; variants such as `xquad_paper` stand beside the same numbers.
         part: of `PARTS`, or `INTACT`.
         random: the random neurons of the part's size.
+        language: of the items; empty: the mean over the paper's languages.
     """
     name = next((short for end, short in MODELS.items() if model.rstrip("/").lower().endswith(end)), "")
+    if language:
+        rows = BY_LANGUAGE.get(name, {}).get(benchmark(task), {})
+        score = rows.get(f"random: {part}" if random else part, {}).get(language)
+        return None if score is None else Printed(None, score)
     return (RANDOM if random else ABLATED).get(name, {}).get(benchmark(task), {}).get(part)

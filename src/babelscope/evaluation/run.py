@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,12 +13,20 @@ from typing import Any
 
 from babelscope.artifacts import write_json
 from babelscope.corpora.sources import open_corpus
+from babelscope.detection.atlas import Atlas
 from babelscope.editing.stages import Stages
 from babelscope.errors import ConfigError, DataError
 from babelscope.evaluation.claims import CRITERIA, claims
 from babelscope.evaluation.grid import TABLE, Grid, rows
 from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts
-from babelscope.evaluation.tables import summarise, to_latex, write_csv, write_parquet
+from babelscope.evaluation.tables import (
+    by_language,
+    summarise,
+    to_latex,
+    to_latex_by_language,
+    write_csv,
+    write_parquet,
+)
 from babelscope.languages import get_language
 from babelscope.neurons.neuronset import NeuronSet
 
@@ -68,6 +77,8 @@ def run_grid(
     quick: bool = False,
     dry_run: bool = False,
     parts: Sequence[str] | None = None,
+    ops: Sequence[str] = ("zero",),
+    reference: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measures the grid, writes its tables and the verdicts on the paper's claims.
@@ -85,7 +96,9 @@ def run_grid(
         texts: a corpus of held-out texts with {} for the language, such as `tinybabel:{}:test`; None: none.
         quick: a look: three languages, ten items, few controls.
         dry_run: only count the cells.
-        parts: of `PARTS`; None: all that can be made.
+        parts: of `PARTS` and `EQUAL`; None: all of `PARTS` that can be made.
+        ops: as of `Grid`; the claims are judged by the first.
+        reference: for `mean`: an atlas, by its file or the run folder of `detect`.
         **options: as of `Grid`.
 
     Returns:
@@ -109,11 +122,11 @@ def run_grid(
     made = standard_parts(stages, sets, english, parts or PARTS)
     grid = Grid(
         model, tokenizer, {code: sets[code] for code in wanted}, tasks, out, parts=made, texts=held, english=english,
-        **options,
+        ops=ops, reference=None if reference is None else Atlas.load(reference), **options,
     )  # fmt: skip
     content: dict[str, Any] = {
-        "model": name, "languages": wanted, "stages": asdict(stages), "parts": list(made), "cells": len(grid.cells()),
-        "out": str(out),
+        "model": name, "languages": wanted, "stages": asdict(stages), "parts": list(made), "ops": list(ops),
+        "cells": len(grid.cells()), "english_controls": grid.english_controls(), "out": str(out),
     }  # fmt: skip
     if dry_run:
         return {**content, "dry_run": True}
@@ -121,22 +134,26 @@ def run_grid(
     effects = grid.run(bar)
     bar.close()
     table, summary = rows(effects, english), summarise(effects, name, english)
-    judgements = [each.as_json() for each in claims(effects, english)]
+    each_language = by_language(effects, name, english)
+    judgements = [each.as_json() for each in claims(effects, english, ops[0])]
     write_csv(out / TABLE, table)
     write_parquet(out / "grid.parquet", table)
-    write_csv(out / "summary.csv", summary)
-    write_parquet(out / "summary.parquet", summary)
+    for stem, several in (("summary", summary), ("languages", each_language)):
+        write_csv(out / f"{stem}.csv", several)
+        write_parquet(out / f"{stem}.parquet", several)
     (out / "summary.tex").write_text(to_latex(summary, name), encoding="utf-8")
+    (out / "languages.tex").write_text(to_latex_by_language(each_language, name), encoding="utf-8")
     told = {**content, "criteria": dict(CRITERIA), "claims": judgements}
     write_json(out / CLAIMS, told)
-    return {**told, "summary": [asdict(row) for row in summary]}
+    beside = [asdict(row) for row in each_language if not math.isnan(row.printed_others)]
+    return {**told, "summary": [asdict(row) for row in summary], "languages": beside}
 
 
 def _held_out(source: str, languages: Sequence[str]) -> dict[str, list[str]]:
     if "{}" not in source:
         raise ConfigError(f"wanted texts with {{}} for the language, such as texts/{{}}.txt, found {source!r}.")
     return {
-        code: [document.text for document in islice(open_corpus(source.replace("{}", code)), TEXTS)]
+        code: list(islice((each.text for each in open_corpus(source.replace("{}", code)) if each.text.strip()), TEXTS))
         for code in dict.fromkeys(languages)
     }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from babelscope.evaluation.claims import Claim
 from babelscope.evaluation.grid import Row
+from babelscope.evaluation.inference import Interval
 from babelscope.evaluation.tables import Summary
 from babelscope.report.results import Finding
 from babelscope.study.job import Job, Made, between, figure, finding, named, spread, table
@@ -24,7 +27,7 @@ def grid(job: Job) -> Made:
     from babelscope.evaluation.claims import CRITERIA, claims
     from babelscope.evaluation.grid import Effect, Grid, rows
     from babelscope.evaluation.parts import standard_parts
-    from babelscope.evaluation.tables import judged, summarise
+    from babelscope.evaluation.tables import InLanguage, by_language, judged, summarise
 
     options, english = job.options, job.study.english
     split = chosen_split(job)
@@ -46,28 +49,24 @@ def grid(job: Job) -> Made:
         effects += each.run(lambda done, _, __, task=task, before=before: job.tell(before + done, job.cells, task))  # type: ignore[misc]
         job.done = before + len(each.cells())
     table_rows = rows(effects, english)
-    shown = {(each.off, each.part, each.place) for each in judged(effects)}
+    shown = set(map(id, judged(effects)))
     figures = []
     for task in options.tasks:
         records = []
-        for row in table_rows:
-            if row.task != task or (row.off, row.part, (row.task, row.language, row.metric)) not in shown:
+        for effect, row in zip(effects, table_rows, strict=True):
+            if row.task != task or id(effect) not in shown:
                 continue
             label = named(row.off) + ("" if row.language == row.off else f", in {named(row.language)}")
             place = {"group": f"{row.part} off", "label": label}
             records.append({**place, "value": row.change, "low": row.low, "high": row.high, "control": False})
-            if row.draws:
-                place["label"] += " (random sets)"
-                records.append({**place, "value": row.random, "low": None, "high": None, "control": True})
-        caption = f"Change in the score with 95 % intervals over items; hollow: mean of {options.controls} random sets."
+            for drawn in effect.random:
+                change = float((drawn - effect.before).mean())
+                records.append({**place, "value": change, "low": None, "high": None, "control": True})
+        caption = "Change in the score with 95 % intervals over items; hollow: each random set of the same counts."
         figures.append(
             figure(f"grid {task}", "forest", f"{task}: what switching off does", caption, records, x="change in score")
         )
-    findings = [
-        Finding(**{name: each.as_json()[name] for name in ("claim", "verdict", "text", "effect", "low", "high")})
-        for each in claims(effects, english)
-        if each.contrasts
-    ]
+    findings = [_told(each) for each in claims(effects, english) if each.contrasts]
     title = "Mean scores in percent, in the paper's layout, and beside its numbers where it has them"
     tables = [
         table(
@@ -78,16 +77,32 @@ def grid(job: Job) -> Made:
         ),
         table("grid", "Every part, task and language", [each.name for each in fields(Row)], map(astuple, table_rows)),
     ]
+    beside = [
+        each for each in by_language(effects, job.loader.spec.name, english) if not math.isnan(each.printed_others)
+    ]
+    if beside:
+        title = "Languages for which the paper prints a number, in percent"
+        tables.insert(1, table("languages", title, [each.name for each in fields(InLanguage)], map(astuple, beside)))
     return Made(
         f"The first {split.understand} layers understand, the last {split.generate} generate, those between solve. "
         f"Parts of a language's set were zeroed while the model answered, beside {options.controls} random sets of the "
-        "same counts by layer and slot; cells are paired over items, p-values corrected by Holm's method. A claim "
-        "holds: "
-        f"{CRITERIA['holds']}. It does not hold: {CRITERIA['does not hold']}.",
+        "same counts by layer and slot, in the language and in English; cells are paired over items, p-values "
+        f"corrected by Holm's method; {CRITERIA['parts']}. A claim holds: {CRITERIA['holds']}. It does not hold: "
+        f"{CRITERIA['does not hold']}.",
         findings,
         tables,
         figures,
     )
+
+
+def _told(claim: Claim) -> Finding:
+    """A claim of the paper with all of its contrasts in words; its effect is that of the first."""
+    words = "; ".join(
+        f"{each.what} {between(Interval(each.effect, each.low, each.high))} ({each.verdict})"
+        for each in claim.contrasts
+    )
+    first = claim.contrasts[0]
+    return Finding(claim.claim, claim.verdict, words, first.effect, first.low, first.high)
 
 
 def evaluation(job: Job) -> Made:

@@ -87,6 +87,11 @@ def read_squad(path: Path) -> Rows:
 
 def _question(asked: Mapping[str, Any], context: str) -> Row:
     answers = asked["answers"]
+    if not answers:
+        raise DataError(
+            f"question {asked['id']} has no answer: no score of it is defined. Give files of SQuAD 1.1's kind, as "
+            "XQuAD's are: in SQuAD 2.0 some questions have none."
+        )
     return {
         "id": asked["id"],
         "context": context,
@@ -109,6 +114,8 @@ def _choice(row: Mapping[str, Any], where: object) -> Row:
                 {"label": label, "text": text} for label, text in zip(choices["label"], choices["text"], strict=True)
             ]
         labels = [choice["label"] for choice in choices]
+        if not all(choice["text"].strip() for choice in choices):
+            raise ValueError("a choice without text")
         return {
             "id": row["id"],
             "question": stem,
@@ -130,9 +137,12 @@ def read_xlsum(path: Path) -> Rows:
 
 def _article(row: Mapping[str, Any], where: object) -> Row:
     try:
-        return {"id": row["id"], "title": row.get("title", ""), "text": row["text"], "summary": row["summary"]}
+        found = {"id": row["id"], "title": row.get("title", ""), "text": row["text"], "summary": row["summary"]}
     except KeyError as error:
         raise DataError(f"{where}: wanted id, text and summary, found no {error} in {sorted(row)}.") from None
+    if not found["summary"].strip():
+        raise DataError(f"{where}: article {found['id']} has an empty summary: no score is defined. Leave it out.")
+    return found
 
 
 def tinybabel_source(task: str) -> Source:
