@@ -10,19 +10,13 @@ model needs per byte of the continuations: higher is less fluent. Random sets ha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import Any
 
 import babelscope as bs
 from babelscope.corpora.sources import open_corpus
-from babelscope.editing.continuation import continued
-from babelscope.editing.steering import residual_means, steer, steer_by_means
+from babelscope.editing.steering import residual_means
 from babelscope.evaluation.inference import wilson
-from babelscope.evaluation.likelihood import likelihood
-
-Way = Callable[[], AbstractContextManager[Any]]
+from babelscope.study.effects import spoken, ways
 
 
 def main() -> None:
@@ -45,38 +39,23 @@ def main() -> None:
     corpora = dict(item.split("=", 1) for item in options.corpus)
     profile = bs.VocabularyProfile.build(tokenizer, corpora, documents=1000)
     means = residual_means(anatomy, tokenizer, corpora, documents=100)
-    middle = range(anatomy.n_layers // 4, anatomy.n_layers * 3 // 4)
-    layers = [int(each) for each in options.layers.split(",")] if options.layers else list(middle)
+    layers = [int(each) for each in options.layers.split(",")] if options.layers else None
     texts = islice((each.text for each in open_corpus(options.prompts)), options.count)
     prompts = [" ".join(text.split()[:4]) for text in texts]
     print("| to | way | wanted | low | high | bits |\n|---|---|---|---|---|---|")
     for target in options.to.split(","):
         sets = {code: atlas.select(code, budget=options.budget) for code in (target, "en")}
-        for name, way in _ways(anatomy, sets, means, target, layers, options):
-            with way():
-                told = continued(model, tokenizer, prompts, options.tokens)
-            spoken = [text for text in told if tokenizer(text, add_special_tokens=False)["input_ids"]]
-            named = [profile.identify(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in spoken]
-            share = wilson(named.count(target), len(told))
-            bits = likelihood(model, tokenizer, spoken).bits_per_byte if spoken else float("nan")
-            cells = (target, name, f"{share.value:.2f}", f"{share.low:.2f}", f"{share.high:.2f}", f"{bits:.2f}")
+        tried = ways(
+            anatomy, sets, means, target, "en", layers=layers,
+            factors=[float(each) for each in options.factors.split(",")],
+            alphas=[float(each) for each in options.alphas.split(",")],
+        )  # fmt: skip
+        for name, way in tried.items():
+            told = spoken(model, tokenizer, profile, prompts, way, options.tokens)
+            share = wilson(told["languages"].count(target), len(prompts))
+            bits = "–" if told["bits"] is None else f"{told['bits']:.2f}"
+            cells = (target, name, f"{share.value:.2f}", f"{share.low:.2f}", f"{share.high:.2f}", bits)
             print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def _ways(
-    anatomy: Any, sets: dict[str, Any], means: Any, target: str, layers: list[int], options: argparse.Namespace
-) -> Iterator[tuple[str, Way]]:
-    yield "none", nullcontext
-    random = {code: neurons.random_like(seed=0) for code, neurons in sets.items()}
-    random["en"] = random["en"] - random[target]
-    for factor in map(float, options.factors.split(",")):
-        yield f"neurons x {factor:g}", lambda f=factor: steer(anatomy, sets[target], sets["en"], factor=f)
-        yield f"random x {factor:g}", lambda f=factor: steer(anatomy, random[target], random["en"], factor=f)
-    for alpha in map(float, options.alphas.split(",")):
-        yield (
-            f"means x {alpha:g}",
-            lambda a=alpha: steer_by_means(anatomy, means, target, "en", layers=layers, alpha=a),
-        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from itertools import combinations
 import pytest
 
 from babelscope.languages import get_language
+from babelscope.lens.charts import COLOURS
 from babelscope.report import charts
 from babelscope.report.results import RECORDS, Figure
 from report.synthetic import LANGUAGES, UNKNOWN, results
@@ -83,14 +84,22 @@ def test_matrix_marks_sign_and_what_is_clear_of_zero():
     assert [row["sign"] for row in found] == ["above zero", "above zero", "below zero", "above zero", None]
     drawn = vl_convert.vegalite_to_svg(charts.for_paper(charts.matrix(records)))
     bold = [part.split("<")[0].split(">")[-1] for part in drawn.split("<text")[1:] if 'font-weight="bold"' in part]
-    assert sorted(bold) == ["0.40", "−0.20"], "what the interval separates from zero, and nothing else"
-    assert drawn.count(">0.40<") == 2
-    assert drawn.count(">0.00<") == 1
+    assert sorted(bold) == ["0.400", "−0.200"], "what the interval separates from zero, and nothing else"
+    assert drawn.count(">0.400<") == 2
+    assert drawn.count(">0.000<") == 1
 
 
 @pytest.mark.parametrize(
     ("largest", "text"),
-    [(0.0021, "0.0021"), (0.051, "0.051"), (0.88, "0.88"), (1.5, "1.50"), (12.3, "12.3"), (150, "150")],
+    [
+        (0.0021, "0.0021"),
+        (0.051, "0.051"),
+        (0.11, "0.110"),
+        (0.88, "0.880"),
+        (1.5, "1.50"),
+        (12.3, "12.3"),
+        (150, "150"),
+    ],
 )
 def test_cells_have_the_decimals_that_they_need(largest, text):
     records = [{"row": "fr", "column": "fr", "value": largest, "low": None, "high": None}]
@@ -192,7 +201,7 @@ def apart(one, other):
 
 
 @pytest.mark.parametrize(("colours", "least", "dark", "light"), [
-    (charts.COLOURS, 0.105, 0.06, 0.5), (charts.SERIES, 0.105, 0.12, 0.36),
+    (COLOURS, 0.105, 0.06, 0.5), (charts.SERIES, 0.105, 0.12, 0.36),
 ])  # fmt: skip
 def test_colours_are_told_apart_by_all_eyes_and_on_all_grounds(colours, least, dark, light):
     assert min(apart(*pair) for pair in combinations(colours, 2)) > least

@@ -227,6 +227,16 @@ def test_an_empty_figure_and_an_empty_table(tmp_path, no_files):
     assert "There were no data to draw." in read(write_report(run)).text
 
 
+def test_long_tables_are_folded(tmp_path, no_files):
+    run = write_run(tmp_path / "run")
+    assert "details" not in read(write_report(run)).elements
+    change(run, "damage", lambda content: content["tables"][0]["rows"].extend([["fr", 1.0, 2.0, 3.0, None]] * 20))
+    seen = read(write_report(run))
+    assert seen.elements.count("details") == 1
+    assert "30 rows" in seen.text
+    assert seen.text.count("French") >= 20
+
+
 def test_models_stand_side_by_side(tmp_path, no_files):
     run = write_run(tmp_path / "run", ("tiny", "big"))
     seen = read(write_report(run))

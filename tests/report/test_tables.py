@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
 
@@ -24,7 +25,8 @@ def test_cells(cell, text):
 
 def test_columns_share_decimals_unless_that_hides_a_number():
     assert tables.column([0.5, 0.0123, None, "x"]) == ["0.500", "0.012", "–", "x"]
-    assert tables.column([0.5, 0.0001]) == ["0.500", "1.00e−04"]
+    assert tables.column([0.04, -0.00082, 0.00005, 0.0]) == ["0.04000", "−0.00082", "0.00005", "0.00000"]
+    assert tables.column([0.5, 0.000001]) == ["0.500", "1.00e−06"]
     assert tables.column([3, 10, None]) == ["3", "10", "–"]
     assert tables.column([250.0, 3.14159]) == ["250", "3"]
 
@@ -45,6 +47,31 @@ def test_columns_share_decimals_unless_that_hides_a_number():
 )
 def test_intervals(effect, low, high, text):
     assert tables.interval(Finding("c", "holds", "t", effect, low, high)) == text
+
+
+@pytest.mark.parametrize("value", [-1e-9, -0.00004, -0.0, 0.0])
+def test_no_zero_has_a_sign(value):
+    for text in (tables.between(value, -0.3, 0.3), tables.between(0.3, value, 0.4), tables.between(-0.3, -0.4, value)):
+        assert not re.search(r"[−+-]0[.0]*(?![.\d])", text), text
+    assert tables.column([value, 12.0])[0] in ("0.0", "−1.00e−09", "−4.00e−05")
+
+
+def test_an_interval_has_the_digits_of_its_width():
+    assert tables.between(-0.00034, -0.0008, 0.0004) == "−0.0003 [−0.0008, 0.0004]"
+    assert tables.between(0.0617, 0.0400, 0.0853) == "0.062 [0.040, 0.085]"
+    assert tables.between(0.000718, 0.000365, 0.00102) == "0.00072 [0.00036, 0.00102]"
+    assert tables.between(0.0617, None, None) == "0.0617"
+
+
+def test_people_read_names_and_files_keep_codes():
+    table = Table(
+        "t", "T", ("off", "language", "p_holm", "part"), (("fr", "sw", 0.5, "no"), ("zh", "French", None, "is"))
+    )
+    assert [row[:2] for row in tables.as_text(table)] == [["French", "Swahili"], ["Chinese", "French"]]
+    assert [row[3] for row in tables.as_text(table)] == ["no", "is"], "words, though Norwegian and Icelandic elsewhere"
+    assert tables.heads(table) == ["off", "language", "p holm", "part"]
+    assert r"French & Swahili & 0.500 & no \\" in tables.to_latex(table)
+    assert tables.to_csv(table.columns, table.rows).splitlines()[1] == "fr,sw,0.5,no"
 
 
 TABLE = Table("t", "50 % of a_b & {c}", ("language", "α_1 #", "p"), (("ar\\العربية", 0.5, None), ("~^$", -1.25, 3)))
@@ -68,7 +95,7 @@ def test_latex_escapes_and_aligns():
     text = tables.to_latex(TABLE)
     assert r"\caption{50 \% of a\_b \& \{c\}}" in text
     assert r"\begin{tabular}{lrr}" in text
-    assert r"language & α\_1 \# & p \\" in text
+    assert r"language & α 1 \# & p \\" in text
     assert r"ar\textbackslash{}العربية & 0.50 & – \\" in text
     assert r"\textasciitilde{}\textasciicircum{}\$ & $-$1.25 & 3 \\" in text
     for line in text.splitlines():

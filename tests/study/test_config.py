@@ -128,7 +128,78 @@ MALFORMED = {
         "steering.to: wanted some of the study's languages (en, fr, zh), found sw. Add it to languages, or drop "
         "it here.",
     ),
-    "broken YAML": (GOOD + "detect: {documents: 5\nseed: 1\n", 8, "wanted YAML, found expected ',' or '}', but got"),
+    "broken YAML": (
+        GOOD + "detect: {documents: 5\nseed: 1\n", 8,
+        "wanted YAML, found something else: expected ',' or '}', but got ':' (in what begins on line 7). Correct it.",
+    ),
+    "tab": (
+        GOOD + "detect:\n\tdocuments: 5\n", 8,
+        "wanted YAML, found something else: character '\\t' that cannot start any token. Indent with spaces, not with "
+        "tabs.",
+    ),
+    "open quote": (
+        GOOD + 'name: "mine\n', 8,
+        "found something else: unexpected end of stream (in what begins on line 7). Close the quote or the bracket.",
+    ),
+    "no colon": (
+        GOOD + "seed 5\n", 8, "could not find expected ':' (in what begins on line 7). Write key: value.",
+    ),
+    "no character": (GOOD + "name: a\0b\n", 7, "wanted text, found the character '\\x00'. Drop it."),
+    "two studies": (GOOD + "---\n" + GOOD, 7, "another document (in what begins on line 1). Keep one study, and drop"),
+    "wrong type within lists": (
+        GOOD + "search: {understand: [1, [2]]}\n", 7,
+        "search.understand[1]: wanted a whole number of 0 or more, found a list of 1. Correct it.",
+    ),
+    "mapping within a list": (
+        GOOD + "tuning:\n  languages: [{fr: 1}]\n", 8,
+        "tuning.languages[0]: wanted a language's code, such as fr, found a mapping of 1 key. Correct it.",
+    ),
+    "list within itself": (
+        GOOD.replace("[en, fr, zh]", "&l [en, *l]"), 2,
+        "languages[1]: wanted a language's code, such as fr, found a list of 2. Correct it.",
+    ),
+    "bomb": (
+        GOOD + "tuning:\n  languages: " + "".join(f"&{at} [" for at in range(9)) + "fr" + "".join(
+            f", {', '.join([f'*{at + 1}'] * 9)}]" if at < 8 else "]" for at in reversed(range(9))) + "\n", 8,
+        "tuning.languages[0]: wanted a language's code, such as fr, found a list of 10. Correct it.",
+    ),
+    "negative controls": (
+        GOOD + "damage:\n  controls: -3\n", 8,
+        "damage.controls: wanted a whole number of 0 or more, found '-3'. Correct it.",
+    ),
+    "number without end": (
+        GOOD + f"seed: {'9' * 5000}\n", 7,
+        "seed: wanted a whole number of 0 or more, of at most nine digits, found '999",
+    ),
+    "list for the split": (
+        GOOD + "split: [1, 2]\n", 7,
+        "split: wanted searched, or understand: N and generate: N, found a list of 2. Correct it.",
+    ),
+    "unknown dtype": (
+        GOOD.replace("[tinybabel]", "[{name: tinybabel, dtype: float23}]"), 1,
+        "models[0].dtype: wanted one of auto, float32, bfloat16, float16, float64, found 'float23'. Did you mean "
+        "float32?",
+    ),
+    "no such model": (
+        GOOD.replace("[tinybabel]", "[/no/such/model]"), 1,
+        "models: wanted a model's folder, found no folder /no/such/model. Correct the path, or give a Hub name.",
+    ),
+    "nothing long enough": (
+        GOOD + "detect: {max_tokens: 10, min_tokens: 20}\n", 7,
+        "detect.min_tokens: wanted at most detect.max_tokens (10), found 20. Lower it, or raise max_tokens.",
+    ),
+    "chosen on what is reported": (
+        GOOD.replace(":test", ":test\"\n  validation: \"tinybabel:{}:test"), 6,
+        "corpora.validation: wanted other texts than corpora.held_out, found tinybabel:en:test. Choose on other texts",
+    ),
+    "more stages than layers": (
+        GOOD.replace("select]", "select, grid]") + "split: {understand: 8, generate: 2}\ngrid: {tasks: {mgsm: all}}\n",
+        7, "split: wanted stages within the 8 layers of tinybabel, found understand: 8 and generate: 2.",
+    ),
+    "sizes that no layers are left for": (
+        GOOD.replace("select]", "select, search]") + "search:\n  understand: [6]\n", 8,
+        "search: wanted stages within the 8 layers of tinybabel, found understand: 6 and generate: 4. Lower one of",
+    ),
     "tag": (GOOD + "name: !!python/object:os.system x\n", 7, "name: wanted plain YAML, found the tag"),
     "no mapping": ("- models\n", 1, "wanted keys and values, such as languages: [en, fr], found a list of 1."),
     "empty": ("", 1, "wanted a study, found an empty file. babelscope study --init writes one."),
@@ -155,6 +226,26 @@ def test_a_slip_is_refused_with_its_line_and_the_remedy(tmp_path, slip):
 
 def test_there_are_twenty_slips_and_more():
     assert len(MALFORMED) >= 20
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(bytes(range(256)), "wanted UTF-8 text, found invalid start byte at byte 128. Save it as such."),
+     (b"models: " + b"[" * 3000, "wanted a study, found brackets within brackets without end. Correct it.")],
+)  # fmt: skip
+def test_what_has_no_lines_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BabelscopeError) as refused:
+        load_study(path)
+    assert str(refused.value) == f"{path}: {said}"
+
+
+def test_a_broken_model_folder_is_refused_before_any_work(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(BabelscopeError, match=r"config\.json is not JSON"):
+        load(tmp_path, GOOD.replace("[tinybabel]", f"[{tmp_path / 'model'}]"))
 
 
 def test_the_good_file_is_good(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pytest
 from babelscope import cli
 from babelscope.artifacts import read_json
 from babelscope.errors import ConfigError, DataError, RunFolderError
+from babelscope.evaluation.parts import EQUAL
 from babelscope.evaluation.parts import PARTS as LIBRARY_PARTS
 from babelscope.report.results import read_run
+from babelscope.show.studied import draw_study_plan
+from babelscope.show.terminal import Screen
 from babelscope.study import config, plan
 from babelscope.study.config import PARTS, load_study
-from babelscope.study.job import Job
-from babelscope.study.plan import folder_names, run_study
+from babelscope.study.estimate import FACTOR, FACTOR_MEASURED, Size, work
+from babelscope.study.job import Job, portable
+from babelscope.study.plan import dry_run, folder_names, run_study
 from babelscope.study.progress import View
 from study_worlds import GRID, PAIR, STAGES, TINY, study_of, write_study
 
@@ -89,7 +94,7 @@ def test_the_record_says_what_when_and_on_what(unbroken):
     study, run = unbroken
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
-    assert record["study"] == json.loads(json.dumps(config.as_json(study)))
+    assert record["study"] == portable(config.as_json(study))
     assert list(record["models"]) == ["vicuna-7b-v1-5"]
     assert record["stages"] == list(study.stages)
     assert set(record["wall_seconds"]["vicuna-7b-v1-5"]) == set(study.stages)
@@ -98,6 +103,20 @@ def test_the_record_says_what_when_and_on_what(unbroken):
     assert record["seeds"] == {"study": 0, "tuning": [0]}
     log = (run / "study.log").read_text(encoding="utf-8")
     assert all(f"{stage} done in" in log for stage in study.stages)
+
+
+def test_nothing_says_where_on_this_machine_things_lie(unbroken):
+    """But the logs, and what the stages keep for themselves."""
+    study, run = unbroken
+    places = {Path(study.models[0].name).parent, Path(study.data), Path(study.corpus("detect")["fr"]).parent, run}
+    said = [run / "run.json", *run.glob("*/*/result.json")]
+    assert len(said) == 1 + len(study.stages)
+    for path in said:
+        text = path.read_text(encoding="utf-8")
+        assert not [place for place in places if str(place) in text], path
+    record = read_json(run / "run.json")
+    assert record["study"]["corpora"]["detect"] == "detect-{}.txt"
+    assert record["models"]["vicuna-7b-v1-5"]["name"] == "vicuna-7b-v1.5"
 
 
 def test_an_unchanged_study_runs_nothing(unbroken, quick, monkeypatch):
@@ -230,7 +249,67 @@ def test_models_of_one_name_get_folders_of_their_own():
 
 
 def test_the_parts_are_the_librarys():
-    assert PARTS == LIBRARY_PARTS
+    assert (*LIBRARY_PARTS, *EQUAL) == PARTS
+
+
+def test_estimates_are_a_range_and_learn_from_a_former_run(unbroken, tmp_path):
+    study, run = unbroken
+    (spec,) = study.models
+
+    def planned(asked, out):
+        (model,) = dry_run(asked, out=out)["models"].values()
+        assert model["seconds"] == pytest.approx(sum(row["seconds"] for row in model["stages"]))
+        return model, {row["stage"]: row for row in model["stages"]}
+
+    model, rows = planned(study, None)
+    assert model["measured"] == []
+    for stage, row in rows.items():
+        seconds = work(study, stage).seconds(Size.of(spec))
+        assert (row["seconds"], row["low"], row["high"]) == pytest.approx((seconds, seconds / FACTOR, seconds * FACTOR))
+    took = {path.parent.name: read_json(path)["seconds"] for path in run.glob("*/*/result.json")}
+    model, rows = planned(study, run)
+    assert model["measured"] == list(study.stages)
+    for stage in set(took) - {"select"}:
+        assert rows[stage]["seconds"] == pytest.approx(took[stage])
+        assert rows[stage]["high"] == pytest.approx(took[stage] * FACTOR_MEASURED)
+    more = replace(study, damage=replace(study.damage, texts=2 * study.damage.texts))
+    assert planned(more, run)[1]["damage"]["seconds"] == pytest.approx(2 * took["damage"])
+    # A stage that never ran is as fast as the others were; one that was killed in between was not measured.
+    shutil.copytree(run, tmp_path / "run")
+    keys = {stage: tmp_path / "run" / "vicuna-7b-v1-5" / stage / "key.json" for stage in ("damage", "grid")}
+    for path in keys.values():
+        path.write_text(json.dumps({"key": read_json(path)["key"]}), encoding="utf-8")
+    model, rows = planned(study, tmp_path / "run")
+    assert set(study.stages) - set(model["measured"]) == {"damage", "grid"}
+    bare = {stage: work(study, stage).seconds(Size.of(spec)) for stage in study.stages}
+    pace = sum(took[each] for each in model["measured"]) / sum(bare[each] for each in model["measured"])
+    assert rows["damage"]["seconds"] == pytest.approx(pace * bare["damage"])
+    assert rows["damage"]["high"] == pytest.approx(FACTOR * pace * bare["damage"])
+
+
+def test_a_plan_for_a_person_is_a_range_and_says_what_it_rests_on():
+    row = {"stage": "detect", "cells": 3, "seconds": 20.0, "low": 6.7, "high": 600.0}
+    model = {"model": "m", "parameters": None, "stages": [row], "measured": ["detect"], "memory_bytes": None}
+    unknown = {"seconds": None, "low": None, "high": None}
+    text = [
+        " ".join(line.split()) for line in draw_study_plan({"name": "n", "models": {"m": model | unknown}}, Screen())
+    ]
+    assert "stage cells about from to" in text
+    assert "detect 3 20 s 7 s 10 min" in text
+    assert "in all 3 ? ? ?" in text
+    assert "and from how long it took before: detect" in text
+
+
+def test_the_time_of_a_part_is_not_that_of_a_stage(unbroken, tmp_path, quick):
+    study, run = unbroken
+    shutil.copytree(run, tmp_path / "run")
+    folder = tmp_path / "run" / "vicuna-7b-v1-5" / "damage"
+    (folder / "result.json").unlink()
+    (folder / "key.json").write_text(json.dumps({"key": read_json(folder / "key.json")["key"]}), encoding="utf-8")
+    run_study(study, "study.yaml", tmp_path / "run", shown=False)
+    assert (folder / "result.json").is_file()
+    assert "work" not in read_json(folder / "key.json"), "its cells were there already"
+    assert "work" in read_json(folder.parent / "grid" / "key.json")
 
 
 def test_time_left_follows_how_long_things_took(monkeypatch):
@@ -239,13 +318,17 @@ def test_time_left_follows_how_long_things_took(monkeypatch):
     view = View([("one", 10.0), ("two", 30.0)], shown=False)
     view.stage()
     assert view.left(0.0) == 40.0
-    clock["now"] = 20.0  # twice as long as planned
+    clock["now"] = 24.0  # twice as long as planned: 4 s of the plan counted as done, (24 + 4) / (10 + 4) = 2
     assert view.left(1.0) == 60.0
     view.ended()
     view.stage()
     assert view.left(0.0) == 60.0
-    clock["now"] = 50.0  # half of the second in as planned for the pace so far
+    clock["now"] = 54.0  # half of the second in as planned for the pace so far
     assert view.left(0.5) == 30.0
+    short = View([("one", 1.0), ("two", 999.0)], shown=False)
+    short.stage()
+    clock["now"] += 10.0  # ten times as long as planned says little if that was a second
+    assert short.left(1.0) == pytest.approx(999 * 110 / 101)
 
 
 def test_the_command(world, tmp_path, capsys, quick):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,17 @@ from typing import Any
 import pytest
 
 import babelscope as bs
+from babelscope.artifacts import read_json
+from babelscope.editing.continuation import continued
 from babelscope.editing.controls import controls
 from babelscope.editing.stages import Stages
-from babelscope.evaluation.inference import bootstrap_mean
+from babelscope.evaluation.inference import Interval, bootstrap_mean
+from babelscope.evaluation.likelihood import likelihood
 from babelscope.lens.curve import LanguageCurve
 from babelscope.report.results import Result, read_run
-from babelscope.study.job import finding, finite, slug
-from babelscope.study.stages import _overlaps
+from babelscope.study.effects import _said, _who
+from babelscope.study.job import between, finding, finite, portable, slug
+from babelscope.study.stages import _overlaps, _titles
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +101,8 @@ def test_the_lens_is_its_curve(unbroken, found):
                 assert shown[code, layer, spoken] == pytest.approx(float(mass[layer, place]))
     tokens = records(found["lens"], "tokens")
     assert {each["layer"] for each in tokens} == {0, 1, 2}
+    assert list(dict.fromkeys(each["prompt"] for each in tokens)) == ["English", "French", "Chinese"]
+    assert _titles(["en", "fr", "en"]) == ["English 1", "French", "English 2"]
     assert all(0 <= each["probability"] <= 1 for each in tokens)
 
 
@@ -152,11 +160,29 @@ def test_the_evaluation_is_evaluate(unbroken, found, loaded, sets):
         assert (row[4], row[7], row[8]) == pytest.approx((intact, without, without - intact))
 
 
+def test_steering_is_the_librarys(unbroken, found, loaded):
+    """By hand: the sets, one way opened, one batch continued, its languages and its bits per byte."""
+    study, run = unbroken
+    model, tokenizer = loaded
+    folder = run / "vicuna-7b-v1-5"
+    atlas = bs.Atlas.load(folder / "detect" / "run-6")
+    sets = {code: atlas.select(code, rule="contrast", budget=0.1) for code in ("en", "fr")}
+    prompts = [" ".join(line.split()[:4]) for line in lines(study, "held_out", "en", 3)]
+    with bs.ablate(model, sets["fr"] - sets["en"], op="scale", factor=4.0), bs.ablate(model, sets["en"] - sets["fr"]):
+        texts = continued(model, tokenizer, prompts, 2)
+    cell = read_json(folder / "steering" / "cells" / "fr-neurons-x-4.json")
+    assert cell["texts"] == texts
+    profile = bs.VocabularyProfile.build(tokenizer, study.corpus("detect"), documents=1000)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert cell["languages"] == [profile.identify(each) for each in ids]
+    assert cell["bits"] == pytest.approx(likelihood(model, tokenizer, texts).bits_per_byte)
+    (row,) = (row for row in found["steering"].tables[0].rows if row[1] == "neurons x 4")
+    assert row[5:] == (cell["bits"], prompts[0], texts[0])
+
+
 def test_steering_tells_shares_of_continuations(unbroken, found):
     study, run = unbroken
     cells = run / "vicuna-7b-v1-5" / "steering" / "cells"
-    from babelscope.artifacts import read_json
-
     shown = records(found["steering"], "steering")
     assert {each["label"] for each in shown} == {"nothing", "neurons x 4", "random x 4", "means x 1"}
     for each in shown:
@@ -170,10 +196,34 @@ def test_steering_tells_shares_of_continuations(unbroken, found):
     [((0.2, 0.1, 0.3), "holds"), ((-0.2, -0.3, -0.1), "does not hold"), ((0.2, -0.1, 0.3), "undecided")],
 )
 def test_a_verdict_follows_the_interval(values, verdict):
-    from babelscope.evaluation.inference import Interval
-
     told = finding("it does", Interval(*values), "so it is")
     assert (told.verdict, told.effect, told.low, told.high) == (verdict, *values)
+
+
+def test_sentences_and_titles_call_things_by_name(found):
+    """What is switched off is a rule's sets; no language is a code, no zero has a sign."""
+    assert [each.title for each in found["damage"].figures[1:]] == [
+        "Damage matrix: rule contrast", "Damage matrix: rule minimum", "Damage matrix: random sets 1",
+    ]  # fmt: skip
+    assert [row[0] for row in found["damage"].tables[0].rows] == [
+        "rule contrast", "rule minimum", "random sets 1", "random sets 2",
+    ]  # fmt: skip
+    for result in found.values():
+        said = [result.how, *(each.text for each in result.findings), *(each.title for each in result.figures)]
+        assert not [text for text in said if re.search(r"\b(en|fr|zh)\b|[-−]0\.0*(?!\d)", text)]
+
+
+def test_a_number_in_a_sentence():
+    assert between(Interval(-0.00002, -0.3, 0.3)) == "0.00 [−0.30, 0.30]"
+    assert between(Interval(0.5, -math.inf, math.inf)) == "0.500"
+    assert [_who(each) for each in ("sw", "all")] == ["Swahili", "mean"]
+    assert _said("sw, 50 documents, bits: random is best") == "Swahili, 50 documents, bits: random is best"
+
+
+def test_settings_without_the_machines_folders():
+    content = {"a": "/elsewhere/data/{}/train.txt", "b": ["/models/mine", "org/name", "texts/fr.txt", 1, None]}
+    assert portable(content) == {"a": "{}/train.txt", "b": ["mine", "org/name", "texts/fr.txt", 1, None]}
+    assert portable("tinybabel:{}") == "tinybabel:{}"
 
 
 def test_what_json_can_hold():

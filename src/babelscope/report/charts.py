@@ -8,15 +8,14 @@ below it, what has a sign has blue above zero and orange below. `for_paper` adds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from babelscope.errors import ConfigError, MissingDependencyError
-from babelscope.languages import get_language
-from babelscope.lens.charts import COLOURS, GREY, visible
+from babelscope.errors import MissingDependencyError
+from babelscope.lens.charts import GREY, visible
+from babelscope.report.languages import Records, is_language, language_colours, name_of, reads_from_right, with_names
 from babelscope.report.results import AXES, Figure
-
-Records = Sequence[Mapping[str, Any]]
+from babelscope.report.theme import theme
 
 SERIES = ("#246dce", "#92aa00", "#865549", "#31aac2", "#9e3d92", "#c27979", "#6d92ff", "#927900")
 """For lines and bars, which stand out from white and from near-black. Like the colours of languages found by a search
@@ -43,11 +42,11 @@ def layers(records: Records, colours: Mapping[str, str] | None = None) -> Any:
     chosen = {**language_colours(known), **(colours or {})}
     several = len(_order(records, "model")) > 1
     rows = [
-        {**row, "panel": " · ".join([_name(row["language"]), *([str(row["model"])] if several else [])]),
-         "spoken": _name(row["spoken"]), "order": known.index(row["spoken"])}
+        {**row, "panel": " · ".join([name_of(row["language"]), *([str(row["model"])] if several else [])]),
+         "spoken": name_of(row["spoken"]), "order": known.index(row["spoken"])}
         for row in records
     ]  # fmt: skip
-    scale = alt.Scale(domain=[_name(code) for code in known], range=[chosen[code] for code in known])
+    scale = alt.Scale(domain=[name_of(code) for code in known], range=[chosen[code] for code in known])
     whole = {"tickMinStep": 1, "format": "d", "tickCount": min(5, _largest(rows, "layer"))}
     chart = (
         alt.Chart(_data(rows))
@@ -73,7 +72,7 @@ def layers(records: Records, colours: Mapping[str, str] | None = None) -> Any:
 def counts(records: Records) -> Any:
     """How many neurons by layer and slot, a panel per language; the depth of the colour grows with the square root."""
     alt, records = _altair(), _cleaned(records)
-    rows = [{**row, "language": _name(row["language"])} for row in records]
+    rows = [{**row, "language": name_of(row["language"])} for row in records]
     slots = sorted(_order(rows, "slot"), key=lambda slot: SLOTS.index(slot) if slot in SLOTS else len(SLOTS))
     chart = (
         alt.Chart(_data(rows))
@@ -112,7 +111,7 @@ def matrix(records: Records) -> Any:
     alt, records = _altair(), _cleaned(records)
     largest = max((abs(row["value"]) for row in records if row["value"] is not None), default=0) or 1
     power = math.floor(math.log10(largest))
-    digits = max(0, 2 - max(0, power) + max(0, -power - 1))
+    digits = max(0, 2 - power - (power < -1))
     rows = [
         {
             **_named_cell(row),
@@ -145,7 +144,7 @@ def forest(records: Records, x: str | None = None) -> Any:
     """Points with their intervals, in groups; controls are hollow grey diamonds."""
     alt, records = _altair(), _cleaned(records)
     rows = [
-        {**row, "made": "control" if row["control"] else "measured"} for row in _with_names(records, "group", "label")
+        {**row, "made": "control" if row["control"] else "measured"} for row in with_names(records, "group", "label")
     ]
     scale = alt.Scale(domain=["measured", "control"], range=[ABOVE, GREY])
     fill = alt.Scale(domain=["measured", "control"], range=[ABOVE, "transparent"])
@@ -173,7 +172,7 @@ def forest(records: Records, x: str | None = None) -> Any:
 
 def curve(records: Records, x: str | None = None, y: str | None = None) -> Any:
     """Lines with bands; the horizontal axis is logarithmic if its values span a factor of 50 or more."""
-    alt, records = _altair(), _with_names(_cleaned(records), "series")
+    alt, records = _altair(), with_names(_cleaned(records), "series")
     series = _order(records, "series")
     places = sorted({row["x"] for row in records})
     wide = bool(places) and places[0] > 0 and places[-1] >= 50 * places[0]
@@ -207,7 +206,7 @@ def curve(records: Records, x: str | None = None, y: str | None = None) -> Any:
 
 def bars(records: Records, x: str | None = None) -> Any:
     """Bars with intervals: side by side within a group, or a panel per group where labels are too many to colour."""
-    alt, records = _altair(), _with_names(_cleaned(records), "group", "label")
+    alt, records = _altair(), with_names(_cleaned(records), "group", "label")
     labels, groups = _order(records, "label"), _order(records, "group")
     tooltip = ["group:N", "label:N", _tip("value"), _tip("low"), _tip("high")]
     side_by_side = len(labels) <= 6 and len(groups) > 1
@@ -312,69 +311,10 @@ def draw(figure: Figure, colours: Mapping[str, str] | None = None) -> Any:
     return CHARTS[figure.kind](figure.records, **options)
 
 
-def theme(ink: str, soft: str, line: str, paper: str, font: str) -> dict[str, Any]:
-    """The configuration of Vega-Lite that colours letters and lines; any CSS colour, in a page also `var(--name)`."""
-    letters = {
-        "labelColor": soft,
-        "titleColor": soft,
-        "labelFontSize": 11,
-        "titleFontSize": 11,
-        "titleFontWeight": "normal",
-    }
-    return {
-        "font": font,
-        "background": "transparent",
-        "view": {"stroke": None},
-        "axis": {
-            **letters, "gridColor": line, "domainColor": line, "tickColor": line, "labelLimit": 320,
-            "labelSeparation": 6,
-        },
-        "legend": {
-            **letters, "orient": "top", "direction": "horizontal", "columns": 6, "symbolLimit": 0,
-            "columnPadding": 14, "symbolStrokeWidth": 2, "labelLimit": 200, "symbolType": "square",
-        },
-        "header": {
-            "labelColor": ink, "titleColor": soft, "labelFontSize": 12, "labelFontWeight": "bold", "labelLimit": 400,
-        },
-        "title": {"color": ink, "fontSize": 12, "anchor": "start", "limit": 700},
-        "style": {
-            "ink": {"color": ink},
-            "onto": {"color": "#ffffff"},
-            "slice": {"stroke": paper, "strokeWidth": 0.5},
-            "reference": {"color": soft, "strokeDash": [3, 3]},
-            "whisker": {"color": ink, "strokeWidth": 1.2},
-            "frame": {"color": ink, "strokeWidth": 2.5},
-        },
-    }  # fmt: skip
-
-
 def for_paper(chart: Any) -> dict[str, Any]:
     """A chart's Vega-Lite specification with dark letters on white, for a file."""
     config = theme("#1c1f24", "#4a4f57", "#dcdfe4", "#ffffff", "Liberation Sans, Arial, sans-serif")
     return {**chart.to_dict(), "config": {**config, "background": "#ffffff"}}
-
-
-def language_colours(codes: Sequence[str]) -> dict[str, str]:
-    """A colour for each code, in their order; grey for what is no language."""
-    known = [code for code in dict.fromkeys(codes) if is_language(code)]
-    return dict.fromkeys(codes, GREY) | {code: COLOURS[at % len(COLOURS)] for at, code in enumerate(known)}
-
-
-def is_language(code: str) -> bool:
-    """Whether this is a language's code or name."""
-    try:
-        get_language(code)
-    except ConfigError:
-        return False
-    return True
-
-
-def reads_from_right(records: Records) -> bool:
-    """Whether most tokens of the first layer, nearest the prompt's own, are of languages written from the right."""
-    first = min((row["layer"] for row in records), default=0)
-    codes = [row["language_code"] for row in records if row["layer"] == first and is_language(row["language_code"])]
-    from_right = sum(get_language(code).direction == "rtl" for code in codes)
-    return 2 * from_right > len(codes)
 
 
 def _altair() -> Any:
@@ -404,18 +344,8 @@ def _order(records: Records, field: str) -> list[Any]:
     return list(dict.fromkeys(row[field] for row in records))
 
 
-def _name(code: str) -> str:
-    return get_language(code).name if is_language(code) else code
-
-
-def _with_names(records: Records, *fields: str) -> list[dict[str, Any]]:
-    """Codes of languages become names in fields that hold nothing else: `no` is Norwegian only among its like."""
-    whole = [field for field in fields if all(is_language(row[field]) for row in records)]
-    return [{**row, **{field: _name(row[field]) for field in whole}} for row in records]
-
-
 def _named_cell(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "row": _name(row["row"]), "column": _name(row["column"])}
+    return {**row, "row": name_of(row["row"]), "column": name_of(row["column"])}
 
 
 def _largest(rows: Records, field: str) -> float:

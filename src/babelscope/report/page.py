@@ -15,13 +15,15 @@ from babelscope.errors import MissingDependencyError
 from babelscope.languages import get_language
 from babelscope.lens.charts import GREY, visible, vl_convert
 from babelscope.report import charts, tables
+from babelscope.report.languages import is_language, language_colours, reads_from_right
 from babelscope.report.results import STAGES, VERDICTS, Figure, Finding, Result, StudyRun, Table, read_run
+from babelscope.report.theme import theme
 
 PAGE = "report.html"
 FILES = "report"
 _FONT = 'system-ui, "Segoe UI", "Helvetica Neue", Arial, "Noto Sans", sans-serif'
 _TEMPLATES = Path(__file__).parent / "templates"
-_THEME = charts.theme("var(--ink)", "var(--soft)", "var(--line)", "var(--paper)", _FONT)
+_THEME = theme("var(--ink)", "var(--soft)", "var(--line)", "var(--paper)", _FONT)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class _Page:
             for record in figure.records
             if field in record
         ]
-        self.colours = charts.language_colours(spoken)
+        self.colours = language_colours(spoken)
 
     def section(self, stage: str) -> dict[str, Any]:
         held = [(column, column.results[stage]) for column in self.columns if stage in column.results]
@@ -224,7 +226,7 @@ class _Page:
         return {
             "number": self.tables,
             "title": table.title + (f" ({label})" if label else ""),
-            "columns": list(zip(table.columns, numeric, strict=True)),
+            "columns": list(zip(tables.heads(table), numeric, strict=True)),
             "rows": [list(zip(row, numeric, strict=True)) for row in tables.as_text(table)],
             "file": f"{prefix}-{table.name}",
             "csv": _data_uri(tables.to_csv(table.columns, table.rows)),
@@ -272,9 +274,7 @@ def _template() -> Any:
 
 
 def _label(results: Mapping[str, Result], name: str) -> str:
-    """The model's name; of a model in a folder, the folder's, not where it lies."""
-    model = next((result.model for result in results.values()), name)
-    return Path(model).name if Path(model).is_absolute() else model
+    return next((result.model for result in results.values()), name)
 
 
 def _run_names(first: Path, second: Path) -> tuple[str, str]:
@@ -386,7 +386,7 @@ def _duration(seconds: float) -> str:
 def _token_grids(figure: Figure, colours: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows from the last layer to the first, cells in the order of positions, for each prompt."""
     codes = list(dict.fromkeys(record["language_code"] for record in figure.records))
-    chosen = {**charts.language_colours(codes), **colours}
+    chosen = {**language_colours(codes), **colours}
     prompts: dict[str, list[Mapping[str, Any]]] = {}
     for record in figure.records:
         prompts.setdefault(record["prompt"], []).append(record)
@@ -395,7 +395,7 @@ def _token_grids(figure: Figure, colours: Mapping[str, str]) -> list[dict[str, A
         rows: dict[int, list[dict[str, Any]]] = {}
         for record in sorted(records, key=lambda record: (-record["layer"], record["position"])):
             code = record["language_code"]
-            known = get_language(code) if charts.is_language(code) else None
+            known = get_language(code) if is_language(code) else None
             rows.setdefault(record["layer"], []).append(
                 {
                     "token": visible(record["token"]), "lang": known.code if known else "",
@@ -405,6 +405,6 @@ def _token_grids(figure: Figure, colours: Mapping[str, str]) -> list[dict[str, A
                 }
             )  # fmt: skip
         spoken = {record["language"]: chosen.get(record["language_code"], GREY) for record in records}
-        direction = "rtl" if charts.reads_from_right(records) else "ltr"
+        direction = "rtl" if reads_from_right(records) else "ltr"
         grids.append({"prompt": prompt, "rows": list(rows.items()), "direction": direction, "spoken": spoken})
     return grids

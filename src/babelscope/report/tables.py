@@ -8,9 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from babelscope.report.languages import name_of
 from babelscope.report.results import RECORDS, Figure, Finding, Table
 
 Cell = str | float | None
+LANGUAGES = ("language", "off")
+"""Columns whose cells are languages, by code or name."""
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -35,25 +38,29 @@ def shown(cell: Cell, digits: int | None = None, signed: bool = False) -> str:
 
 
 def column(cells: Sequence[Cell]) -> list[str]:
-    """The cells of a column, numbers with the same count of decimals where that loses none of them."""
+    """The cells of a column, numbers with the same count of decimals where a few more than for the largest show all."""
     sizes = [abs(cell) for cell in cells if isinstance(cell, float) and cell != 0]
-    digits = _digits(max(sizes), 3) if sizes else None
-    if digits is not None and min(sizes) < 10.0**-digits:
-        digits = None
+    digits = None
+    if sizes:
+        usual, least = _digits(max(sizes), 3), _digits(min(sizes), 1)
+        digits = max(usual, least) if least <= min(5, usual + 2) else None
     return [shown(cell, digits) for cell in cells]
 
 
 def interval(finding: Finding) -> str:
-    """An effect and its interval, to two digits of the interval's width; empty without an effect."""
-    if finding.effect is None:
-        return ""
-    if finding.low is None or finding.high is None:
-        return shown(finding.effect, signed=True)
-    effect, low, high = (float(each) for each in (finding.effect, finding.low, finding.high))
-    digits = _digits(high - low, 2) if high > low else _digits(effect, 3)
-    if digits > 4:
-        return f"{shown(effect, signed=True)} [{shown(low)}, {shown(high)}]"
-    return f"{shown(effect, digits, signed=True)} [{shown(low, digits)}, {shown(high, digits)}]"
+    """An effect and its interval; empty without an effect."""
+    return "" if finding.effect is None else between(finding.effect, finding.low, finding.high, signed=True)
+
+
+def between(value: float, low: float | None, high: float | None, signed: bool = False) -> str:
+    """A number and its interval, if it has one, to two digits of the interval's width: `0.120 [0.090, 0.150]`."""
+    if low is None or high is None:
+        return shown(float(value), signed=signed)
+    digits = _digits(high - low, 2) if high > low else _digits(value, 3)
+    value, low, high = float(value), float(low), float(high)
+    if digits > 6:
+        return f"{shown(value, signed=signed)} [{shown(low)}, {shown(high)}]"
+    return f"{shown(value, digits, signed=signed)} [{shown(low, digits)}, {shown(high, digits)}]"
 
 
 def _digits(size: float, significant: int) -> int:
@@ -79,7 +86,7 @@ def figure_csv(figure: Figure) -> str:
 def to_latex(table: Table) -> str:
     r"""A `table` for `\usepackage{booktabs}`; text of other scripts needs XeLaTeX or LuaLaTeX and a font."""
     align = "".join("r" if numeric(table, place) else "l" for place in range(len(table.columns)))
-    lines = [[cell.translate(_LATEX) for cell in row] for row in (table.columns, *as_text(table))]
+    lines = [[cell.translate(_LATEX) for cell in row] for row in (heads(table), *as_text(table))]
     head, *body = [" & ".join(line) + r" \\" for line in lines]
     return "\n".join(
         [
@@ -90,9 +97,17 @@ def to_latex(table: Table) -> str:
     )  # fmt: skip
 
 
+def heads(table: Table) -> list[str]:
+    """The names of the columns for people."""
+    return [name.replace("_", " ") for name in table.columns]
+
+
 def as_text(table: Table) -> list[list[str]]:
-    """The rows of a table for people."""
-    columns = [column([row[place] for row in table.rows]) for place in range(len(table.columns))]
+    """The rows of a table for people: languages by name."""
+    columns = []
+    for place, name in enumerate(table.columns):
+        cells = [row[place] for row in table.rows]
+        columns.append([name_of(each) for each in column(cells)] if name in LANGUAGES else column(cells))
     return [list(row) for row in zip(*columns, strict=True)]
 
 

@@ -103,17 +103,23 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     return {"state": "unfinished", "languages": states, "last_written": last, "record": record}
 
 
+def made_by(folder: Path) -> str | None:
+    """The command whose run folder this is, or None."""
+    if not (folder / "run.json").is_file():
+        return None
+    with damage_explained(folder / "run.json"):
+        record = read_json(folder / "run.json")
+        command = (record.get("asked") or {}).get("command") or record.get("command")
+    return None if command is None else str(command)
+
+
 def _other_run(path: Path) -> dict[str, Any] | None:
     """A run of another command than `detect`: how far it is; of a study also what it found. None if it is none."""
-    if not (path / "run.json").is_file():
-        return None
-    with damage_explained(path / "run.json"):
-        record = read_json(path / "run.json")
-        command = (record.get("asked") or {}).get("command") or record.get("command")
+    command = made_by(path)
     if command in (None, "detect"):
         return None
     content: dict[str, Any] = {
-        "folder": str(path), "command": command, "state": record.get("status", "unfinished"),
+        "folder": str(path), "command": command, "state": read_json(path / "run.json").get("status", "unfinished"),
         "files": sorted(item.name for item in path.iterdir() if not item.name.startswith(".")),
     }  # fmt: skip
     if command != "study":

@@ -31,7 +31,8 @@ def draw_grid(content: Mapping[str, Any], screen: Screen) -> list[str]:
     lines = screen.heading(f"Grid on {content['model']}", f"without the neurons of {languages}")
     stages = content["stages"]
     split = f"the first {stages['understand']} layers understand, the last {stages['generate']} generate"
-    lines += screen.fields([("stages", split), ("parts", ", ".join(content["parts"])), ("cells", content["cells"])])
+    cells = f"{content['cells']}, {content['english_controls']} of them random sets in English"
+    lines += screen.fields([("stages", split), ("parts", ", ".join(content["parts"])), ("cells", cells)])
     if content.get("dry_run"):
         return lines
     summary = content["summary"]

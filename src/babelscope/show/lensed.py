@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> dict[str, Any]:
     """A curve as plain data: by prompt language, the mass of every language by layer; the suggested stages; words."""
+    from babelscope.lens.tuned import closeness_rows
+
     words = out / "words.json"
     names = [*curve.languages, "unknown"]
     prompts = dict.fromkeys(curve.prompt_languages)
@@ -29,6 +31,7 @@ def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> di
         },
         "stages": [{**vars(stage), "text": str(stage)} for stage in curve.stages()],
         "words": read_json(words)["rows"] if words.is_file() else [],
+        "tuned": closeness_rows((curve.about.get("settings") or {}).get("tuned") or {}),
     }
 
 
@@ -54,6 +57,15 @@ def draw_lens(content: Mapping[str, Any], screen: Screen) -> list[str]:
     if content["words"]:
         lines += ["", *screen.heading("Translated words", "probability that the next token begins the word in ...")]
         lines += screen.table(("from, to", "word in", *(f"layer {layer}" for layer in shown)), _words(content, shown))
+    if content["tuned"]:
+        lines += ["", *screen.heading("Tuned lens", "divergence from the last layer in nats, on documents held out")]
+        lines += screen.table(
+            ("layer", "plain", "tuned"),
+            [
+                [str(row["layer"]), *(f"{row[f'divergence_{kind}']:.3f}" for kind in ("plain", "tuned"))]
+                for row in content["tuned"]
+            ],
+        )
     memory = ", ".join(f"{human_bytes(count)} {where}" for where, count in content["peak_memory"].items())
     return [*lines, "", *screen.fields([("files", " ".join(content["files"])), ("peak memory", memory)])]
 

@@ -20,13 +20,19 @@ def draw_study_plan(content: Mapping[str, Any], screen: Screen) -> list[str]:
     for name, model in content["models"].items():
         size = "" if model["parameters"] is None else f", {model['parameters'] / 1e9:.3g} billion parameters"
         lines += [*([""] if lines else []), *screen.heading(f"{content['name']}: {name}", model["model"] + size)]
-        rows = [[row["stage"], str(row["cells"]), duration(row["seconds"])] for row in model["stages"]]
-        rows.append(["in all", str(sum(row["cells"] for row in model["stages"])), duration(model["seconds"])])
-        lines += screen.table(("stage", "cells", "about"), rows)
+        rows = [[row["stage"], str(row["cells"]), *_range(row)] for row in model["stages"]]
+        rows.append(["in all", str(sum(row["cells"] for row in model["stages"])), *_range(model)])
+        lines += screen.table(("stage", "cells", "about", "from", "to"), rows)
         memory = model["memory_bytes"]
         needed = "unknown" if memory is None else f"about {memory / 1e9:.1f} GB"
-        lines.append(f"  memory: {needed}; times are of this machine, and rough")
+        lines.append(f"  memory: {needed}; times are of this machine, from the model's size and what is asked")
+        if model["measured"]:
+            lines.append(f"  and from how long it took before: {', '.join(model['measured'])}")
     return [*lines, "", "Dry run: nothing was loaded and nothing was written."]
+
+
+def _range(times: Mapping[str, Any]) -> list[str]:
+    return [duration(times[each]) for each in ("seconds", "low", "high")]
 
 
 def draw_study_run(content: Mapping[str, Any], screen: Screen) -> list[str]:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from babelscope.errors import BabelscopeError, ConfigError, DataError
+from babelscope.errors import ConfigError, DataError
 from babelscope.report.results import STAGES as RESULTS
+from babelscope.study.contradictions import contradictions
 from babelscope.study.reading import (
     Place,
     by_key,
@@ -42,7 +43,7 @@ RULES = ("contrast", "minimum", "released", "lape")
 PARTS = (
     "all", "understand", "solve", "generate", "attention", "ffn", "solve-attention", "solve-ffn",
     "understand-generate", "all-but-understand", "all-but-generate", "all-but-solve-attention",
-    "all-minus-english", "all-minus-shared",
+    "all-minus-english", "all-minus-shared", "understand-equal", "solve-equal", "generate-equal",
 )  # fmt: skip
 """What of a language's set the grid can switch off. As in the library, where these can't be had without torch; a test
 compares."""
@@ -56,7 +57,7 @@ class Model:
     """A model of the study."""
 
     name: str = key(text("a model's folder, its name on the Hub, or tinybabel"), "a folder, a Hub name, or tinybabel")
-    dtype: str = key(text("auto, float32, bfloat16 or float16"), "of the loaded weights", "auto")
+    dtype: str = key(one_of(("auto", "float32", "bfloat16", "float16", "float64")), "of the loaded weights", "auto")
     device_map: str | None = key(maybe(text("auto, cpu, cuda")), "null: the first GPU, else the CPU", None)
     revision: str | None = key(maybe(text("a branch, tag or commit")), "on the Hub", None)
     trust_remote_code: bool = key(flag, "run code that the model brings along", False)
@@ -97,7 +98,9 @@ class Detect:
     max_tokens: int = key(whole(2), "documents are cut to this length", 256)
     min_tokens: int = key(whole(1), "shorter documents are skipped", 8)
     preset: str = key(one_of(("default", "paper", "released")), "how impacts are measured", "default")
-    kernel: str = key(one_of(("auto", "compiled", "eager", "reference")), "that computes attention impacts", "auto")
+    kernel: str = key(
+        one_of(("auto", "triton", "compiled", "eager", "reference")), "that computes attention impacts", "auto"
+    )
     token_budget: int | None = key(maybe(whole(2)), "tokens of a batch; null: by device", None)
 
 
@@ -117,6 +120,15 @@ class Split:
 
     understand: int = key(whole(0), "first layers")
     generate: int = key(whole(0), "last layers")
+
+
+_SPLIT = "searched, or understand: N and generate: N"
+
+
+def _searched(place: Place) -> str:
+    if place.text(_SPLIT) != SEARCHED:
+        place.refuse(_SPLIT)
+    return SEARCHED
 
 
 @dataclass(frozen=True)
@@ -224,9 +236,7 @@ class Study:
     english: str = key(language, "the language that is compared with, and that edits should spare", "en")
     seed: int = key(whole(0), "of every draw", 0)
     data: str | None = key(maybe(text("a folder")), "folder with the benchmarks' files; null: the Hub", None)
-    split: str | Split = key(
-        either(one_of((SEARCHED,)), section(Split)), "searched, or understand: N and generate: N", SEARCHED
-    )
+    split: str | Split = key(either(_searched, section(Split)), _SPLIT, SEARCHED)
     detect: Detect = key(section(Detect), "", Detect)
     select: Select = key(section(Select), "", Select)
     lens: Lens = key(section(Lens), "", Lens)
@@ -264,7 +274,7 @@ def load_study(source: str | Path) -> Study:
     """
     root = _root(str(source), ())
     study: Study = section(Study)(root)
-    for at, remedy in _contradictions(study):
+    for at, remedy in contradictions(study):
         near = root.known.get(at) or root.known.get("languages" if at == "english" else at.partition(".")[0], root)
         Place(near.node, at, {}).refuse(*remedy)
     return study
@@ -282,7 +292,9 @@ def _root(source: str, above: tuple[str, ...]) -> Place:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: wanted UTF-8 text, found {error.reason} at byte {error.start}. Convert it.") from None
+        raise DataError(
+            f"{path}: wanted UTF-8 text, found {error.reason} at byte {error.start}. Save it as such."
+        ) from None
     root = compose(content, source if source in presets() else str(path))
     place = root.entries("a study").get("extends")
     if place is None:
@@ -293,91 +305,6 @@ def _root(source: str, above: tuple[str, ...]) -> Place:
         place.refuse(wanted, remedy=did_you_mean(parent, presets()))
     root.node.value = [(name, node) for name, node in root.node.value if name.value != "extends"]
     return merged(root, _root(parent, (*above, source)))
-
-
-def _contradictions(study: Study) -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """What single values don't show: the key, and what `Place.refuse` takes."""
-    codes = ", ".join(study.languages)
-    if study.english not in study.languages:
-        yield (
-            "english",
-            (f"one of the languages ({codes})", repr(study.english), "Add it to languages, or name another."),
-        )
-    for stage in study.stages:
-        missing = [each for each in study.needs(stage) if each not in study.stages]
-        if missing:
-            remedy = f"Add {missing[0]} to stages, or drop {stage}."
-            if missing == ["search"]:
-                remedy = "Add search to stages, or give split: {understand: N, generate: N}."
-            yield "stages", (f"{missing[0]}, which {stage} reads", ", ".join(study.stages), remedy)
-    for kind in ("detect", "held_out", "validation"):
-        source = getattr(study.corpora, kind)
-        if isinstance(source, str) and "{}" not in source:
-            yield (
-                f"corpora.{kind}",
-                ("{} where the language's code goes", repr(source), "Or give a source per language."),
-            )
-        lacking = [code for code in study.languages if isinstance(source, dict) and code not in source]
-        if lacking:
-            yield f"corpora.{kind}", (f"a source for each of {codes}", f"none for {', '.join(lacking)}", "Add it.")
-    for kind in ("held_out", "validation"):
-        same = set(study.corpus("detect").values()) & set(study.corpus(kind).values())
-        if getattr(study.corpora, kind) and same:
-            yield f"corpora.{kind}", ("other texts than corpora.detect", min(same), "Measure on texts not detected on.")
-    several = [kind for kind in ("detect", "held_out", "validation") if isinstance(getattr(study.corpora, kind), dict)]
-    if "tuning" in study.stages and several:
-        yield f"corpora.{several[0]}", ("one source with {} for tuning", "one per language", "Name the files alike.")
-    if "tuning" in study.stages and study.corpora.validation is None:
-        yield "corpora", ("the key validation for tuning", "none", "Add texts that are not in detect or held_out.")
-    documents = study.detect.documents
-    lacking = [code for code in study.languages if isinstance(documents, dict) and code not in documents]
-    if lacking:
-        yield "detect.documents", (f"a number for each of {codes}", f"none for {', '.join(lacking)}", "Add it.")
-    named = {
-        "grid.languages": study.grid.languages, "evaluation.languages": study.evaluation.languages,
-        "steering.to": study.steering.to, "tuning.languages": study.tuning.languages,
-        "search.language": (study.search.language,) if study.search.language else (),
-    }  # fmt: skip
-    for at, chosen in named.items():
-        strange = [code for code in chosen or () if code not in study.languages]
-        if strange and at.partition(".")[0] in study.stages:
-            yield at, (f"some of the study's languages ({codes})", strange[0], "Add it to languages, or drop it here.")
-    if study.english in study.steering.to:
-        yield "steering.to", (f"languages other than {study.english}", study.english, "Drop it.")
-    if study.search.language == study.english:
-        yield "search.language", (f"a language other than {study.english}", study.english, "Name another.")
-    for at, controls in (("damage.controls", study.damage.controls), ("grid.controls", study.grid.controls)):
-        if controls == 1:
-            yield at, ("0 or at least 2: one draw is no control", "1", "Write 5.")
-    exclude = study.select.exclude
-    if exclude not in (None, "shared", "others", *study.languages):
-        yield "select.exclude", (f"shared, others or one of {codes}", repr(exclude), "Correct it.")
-    content = {"grid": study.grid.tasks, "evaluation": study.evaluation.tasks, "steering": study.steering.to}
-    content["tuning"] = study.tuning.languages
-    for stage, value in content.items():
-        if stage in study.stages and not value:
-            inner = {"steering": "to", "tuning": "languages"}.get(stage, "tasks")
-            yield "stages", (f"{stage}.{inner} for the stage {stage}", "none", f"Add it, or drop {stage} from stages.")
-    tasks = {
-        "grid.tasks": study.grid.tasks,
-        "evaluation.tasks": study.evaluation.tasks,
-        "tuning.tasks": study.tuning.tasks,
-    }
-    for at, names in tasks.items():
-        for name in names:
-            unknown = _unknown_task(name)
-            if unknown:
-                yield (f"{at}.{name}" if at == "grid.tasks" else at), ("a task with languages", repr(name), unknown)
-
-
-def _unknown_task(name: str) -> str | None:
-    from babelscope.evaluation.tasks.benchmarks import benchmark_named
-
-    try:
-        benchmark_named(name)
-    except BabelscopeError as error:
-        return str(error)
-    return None
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,18 +13,24 @@ from babelscope.study.paper import printed_enhancement
 from babelscope.tuning.verdict import ALL
 
 if TYPE_CHECKING:
+    from babelscope.editing.steering import ResidualMeans
+    from babelscope.lens.vocabulary import VocabularyProfile
+    from babelscope.models.anatomy import Anatomy
+    from babelscope.neurons.neuronset import NeuronSet
     from babelscope.tuning.experiment import Experiment
+
+Way = Callable[[], AbstractContextManager[Any]]
+"""Opens an edit of the model."""
 
 
 def steering(job: Job) -> Made:
     """English prompts continued with a language amplified and English off, beside random sets and means."""
-    from babelscope.editing.continuation import continued
-    from babelscope.editing.steering import residual_means, steer, steer_by_means
+    from babelscope.editing.steering import residual_means
     from babelscope.evaluation.inference import wilson
     from babelscope.lens.vocabulary import VocabularyProfile
     from babelscope.models.anatomy import Anatomy
 
-    options, english, codes = job.options, job.study.english, job.study.languages
+    options, english, codes, seed = job.options, job.study.english, job.study.languages, job.study.seed
     anatomy = Anatomy(job.model, check=False)
     corpora = {code: job.corpus("detect", code) for code in codes}
     profile = VocabularyProfile.build(job.tokenizer, corpora, documents=1000, cache=job.folder)
@@ -34,38 +40,27 @@ def steering(job: Job) -> Made:
         code: job.atlas.select(code, rule=job.study.select.rule, budget=options.budget)
         for code in (*options.to, english)
     }
-    random = {code: neurons.random_like(seed=job.study.seed) for code, neurons in sets.items()}
-    means = residual_means(anatomy, job.tokenizer, corpora, documents=100, seed=job.study.seed)
-
-    def ways(target: str) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-        found: dict[str, Callable[[], AbstractContextManager[Any]]] = {"nothing": nullcontext}
-        for factor in options.factors:
-            drawn = random[english] - random[target]
-            found[f"neurons x {factor:g}"] = partial(steer, anatomy, sets[target], sets[english], factor=factor)
-            found[f"random x {factor:g}"] = partial(steer, anatomy, random[target], drawn, factor=factor)
-        for alpha in options.alphas:
-            by_means = partial(steer_by_means, anatomy, means, target, english, alpha=alpha)
-            found[f"means x {alpha:g}"] = by_means
-        return found
-
-    job.start(sum(len(ways(target)) for target in options.to))
-
-    def told(way: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
-        with way():
-            spoken = continued(job.model, job.tokenizer, prompts, options.new_tokens)
-        ids = [job.tokenizer(text, add_special_tokens=False)["input_ids"] for text in spoken]
-        return {"texts": spoken, "languages": [profile.identify(each) if each else "" for each in ids]}
-
+    means = residual_means(anatomy, job.tokenizer, corpora, documents=100, seed=seed)
+    tried = {
+        target: ways(
+            anatomy, sets, means, target, english, factors=options.factors, alphas=options.alphas, seed=seed
+        )
+        for target in options.to
+    }  # fmt: skip
+    job.start(sum(map(len, tried.values())))
     records, rows, beyond = [], [], []
     for target in options.to:
         hits = {}
-        for name, way in ways(target).items():
-            cell = job.cell(f"{target}-{name}", partial(told, way))
+        for name, way in tried[target].items():
+            say = partial(spoken, job.model, job.tokenizer, profile, prompts, way, options.new_tokens)
+            cell = job.cell(f"{target}-{name}", say)
             hits[name] = [code == target for code in cell["languages"]]
             share = wilson(sum(hits[name]), len(prompts))
             place = {"group": named(target), "label": name}
             records.append({**place, "value": share.value, "low": share.low, "high": share.high})
-            rows.append([named(target), name, share.value, share.low, share.high, prompts[0], cell["texts"][0]])
+            rows.append(
+                [named(target), name, share.value, share.low, share.high, cell["bits"], prompts[0], cell["texts"][0]]
+            )
         first = f"{options.factors[0]:g}"
         pairs = zip(hits[f"neurons x {first}"], hits[f"random x {first}"], strict=True)
         beyond += [float(mine) - float(other) for mine, other in pairs]
@@ -74,7 +69,8 @@ def steering(job: Job) -> Made:
         f"The first {options.words} words of {len(prompts)} held-out texts in {named(english)} were continued "
         f"greedily by {options.new_tokens} tokens, with a language's neurons amplified and {named(english)}'s "
         "zeroed, with random sets of the same counts, and with the difference of the languages' mean states added "
-        "behind the middle layers. The language of a continuation is the one whose texts make its tokens likeliest.",
+        "behind the middle layers. The language of a continuation is the one whose texts make its tokens likeliest; "
+        "the bits per byte are what the intact model needs for the continuations: the more, the less fluent.",
         [
             finding(
                 "Amplifying a language's neurons makes the model speak it, random ones do not",
@@ -84,10 +80,75 @@ def steering(job: Job) -> Made:
             )
         ],
         [table("steering", "Continuations in the wanted language",
-               ("to", "way", "share", "low", "high", "a prompt", "its continuation"), rows)],
+               ("to", "way", "share", "low", "high", "bits per byte", "a prompt", "its continuation"), rows)],
         [figure("steering", "bars", "Continuations in the wanted language",
                 "Share of prompts, with 95 % Wilson intervals.", records, x="share of prompts")],
     )  # fmt: skip
+
+
+def ways(
+    anatomy: Anatomy,
+    sets: Mapping[str, NeuronSet],
+    means: ResidualMeans,
+    target: str,
+    source: str,
+    *,
+    factors: Sequence[float],
+    alphas: Sequence[float],
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+) -> dict[str, Way]:
+    """By name, what may turn one language into another: nothing, its neurons, random ones, the difference of means.
+
+    Args:
+        anatomy: of the model.
+        sets: of both languages.
+        means: of both languages.
+        target: the wanted language.
+        source: the language that is left; its neurons are zeroed.
+        factors: to amplify the target's neurons by, and random sets of the same counts.
+        alphas: how much of the difference of means is added.
+        layers: behind which it is added; None: the middle half.
+        seed: of the random sets.
+    """
+    from babelscope.editing.steering import steer, steer_by_means
+
+    random = {code: sets[code].random_like(seed=seed) for code in (target, source)}
+    found: dict[str, Way] = {"nothing": nullcontext}
+    for factor in factors:
+        found[f"neurons x {factor:g}"] = partial(steer, anatomy, sets[target], sets[source], factor=factor)
+        found[f"random x {factor:g}"] = partial(
+            steer, anatomy, random[target], random[source] - random[target], factor=factor
+        )
+    for alpha in alphas:
+        found[f"means x {alpha:g}"] = partial(
+            steer_by_means, anatomy, means, target, source, alpha=alpha, layers=layers
+        )
+    return found
+
+
+def spoken(
+    model: Any, tokenizer: Any, profile: VocabularyProfile, prompts: Sequence[str], way: Way, new_tokens: int
+) -> dict[str, Any]:
+    """What a model says in one of the `ways`.
+
+    Returns:
+        `texts`, the continuations; `languages`, as the profile names them, `""` for nothing said; `bits`, what the
+        intact model needs per byte of them, None where nothing was said.
+    """
+    from babelscope.editing.continuation import continued
+    from babelscope.evaluation.likelihood import likelihood
+
+    with way():
+        texts = continued(model, tokenizer, prompts, new_tokens)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    context = 0 if tokenizer.bos_token_id is not None else 1  # tokens that only others are predicted from
+    longer = [text for text, each in zip(texts, ids, strict=True) if len(each) > context]
+    return {
+        "texts": texts,
+        "languages": [profile.identify(each) if each else "" for each in ids],
+        "bits": likelihood(model, tokenizer, longer).bits_per_byte if longer else None,
+    }
 
 
 def tuning(job: Job) -> Made:
@@ -104,6 +165,7 @@ def tuning(job: Job) -> Made:
 
     found = run_experiment(asked, job.folder / "experiment", told)
     together = [row for row in found.rows if row.language == (ALL if len(asked.languages) > 1 else asked.languages[0])]
+    largest, arm = max(asked.documents), next(iter(asked.neurons))
     figures = []
     titles = {"target": "the tuned language", "others": "the other languages"}
     for side, title in titles.items():
@@ -112,16 +174,18 @@ def tuning(job: Job) -> Made:
             for row in together
             if (change := getattr(row, side)) is not None
         ]
-        caption = "By documents trained on; below zero is better. Bands are 95 % intervals over texts and runs."
+        caption = (
+            f"By documents trained on; below zero is better. {arm.capitalize()}: the language's neurons by that rule. "
+            "Bands are 95 % intervals over texts and runs."
+        )
         axes = {"x": "documents trained on", "y": BITS}
         figures.append(figure(f"tuning {side}", "curve", f"{BITS.capitalize()}: {title}", caption, records, **axes))
-    largest, arm = max(asked.documents), next(iter(asked.neurons))
     findings = []
     for row in together:
         if row.documents == largest and row.arm == arm and row.target_to_random is not None:
             more = Interval(-row.target_to_random.value, -row.target_to_random.high, -row.target_to_random.low)
             text = (
-                f"With {largest} documents held-out texts of the tuned language gain {between(more, 4)} bits per byte "
+                f"With {largest} documents held-out texts of the tuned language gain {between(more)} bits per byte "
                 f"more than with as many random neurons, each at its best learning rate (means over "
                 f"{', '.join(map(named, asked.languages))})."
             )
@@ -129,13 +193,13 @@ def tuning(job: Job) -> Made:
     columns = ("language", "documents", "arm", "rate", "parameters", "before", "change", "low", "high", "others",
                "others low", "others high", "tasks before", "tasks change", "tasks low", "tasks high")  # fmt: skip
     rows = [
-        [row.language, row.documents, row.arm, row.rate, row.parameters, row.target_before, *_cells(row.target),
+        [_who(row.language), row.documents, row.arm, row.rate, row.parameters, row.target_before, *_cells(row.target),
          *_cells(row.others), row.tasks_before, *_cells(row.tasks)]
         for row in found.rows
     ]  # fmt: skip
     tables = [
         table("tuning", "Bits per byte of the tuned language and the others; scores of tasks", columns, rows),
-        table("verdicts", "Which arm is best", ("verdict",), [[each] for each in found.verdicts]),
+        table("verdicts", "Which arm is best", ("verdict",), [[_said(each)] for each in found.verdicts]),
     ]
     printed = [
         [task, each, *(100 * value if value is not None else None for value in _scores(found.rows, arm, each)), score]
@@ -180,6 +244,16 @@ def experiment(job: Job) -> Experiment:
             "recipe": {name: getattr(options, name) for name in ("epochs", "batch_size", "max_tokens", "evaluations")},
         }
     )  # fmt: skip
+
+
+def _who(language: str) -> str:
+    return "mean" if language == ALL else named(language)
+
+
+def _said(verdict: str) -> str:
+    """A verdict with the language's name: it begins with the code."""
+    language, _, rest = verdict.partition(", ")
+    return f"{_who(language)}, {rest}"
 
 
 def _cells(interval: Interval | None) -> tuple[float | None, ...]:

@@ -1,15 +1,17 @@
-"""About how long a study takes and how much memory, before it runs: from its settings and a model's size alone."""
+"""About how long a study takes: from its settings and the model's size, or from what its stages took before."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from babelscope import tinybabel
+from babelscope.artifacts import read_json
 from babelscope.evaluation.printed import benchmark
 from babelscope.study.config import Model, Study
 from babelscope.study.paper import SIZES
@@ -19,6 +21,11 @@ ITEMS = {"mgsm": (250, 150, 256), "xquad": (1190, 250, 32), "xcsqa": (1000, 100,
 TINYBABEL_ITEMS = (200, 80, 24)
 _STEP = 0.004
 """Seconds that one step of generation takes at least, whatever the model's size."""
+FACTOR = 3.0
+"""How far off a time from size alone may be, either way. Of the seven stages before tuning in the full study of
+Tinybabel, on one thread, the real times were 0.54 to 1.75 of it, their sum 0.78 (2026-11-21)."""
+FACTOR_MEASURED = 1.5
+"""The same of a stage that was measured on this model: the rest is what the machine does besides."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,11 @@ class Size:
 
     @classmethod
     def of(cls, model: Model) -> Size:
-        """From a folder's files, or for a Hub name from the table of the paper's models. No network."""
+        """From a folder's files, or for a Hub name from the table of the paper's models. No network.
+
+        Raises:
+            DataError: the folder's config.json is no JSON.
+        """
         width = {"float32": 4, "float64": 8}.get(model.dtype, 2)
         if model.name in SIZES:
             parameters, layers = SIZES[model.name]
@@ -60,17 +71,61 @@ class Size:
         folder = tinybabel.MODEL if model.name == tinybabel.NAME else Path(model.name).expanduser()
         if not (folder / "config.json").is_file():
             return cls(None, None, None)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         kept = 4 if str(config.get("dtype", config.get("torch_dtype"))) == "float32" else 2
-        layers = config.get("num_hidden_layers", config.get("n_layer"))
+        depth = config.get("num_hidden_layers", config.get("n_layer"))
         used = kept if model.dtype == "auto" else width
-        return cls(stored / kept, layers, stored / kept * used)
+        return cls(stored / kept, depth if isinstance(depth, int) else None, stored / kept * used)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a stage on a model."""
+
+    stage: str
+    cells: int
+    seconds: float | None
+    """None for a model of unknown size."""
+    factor: float
+    """The time should lie between `seconds / factor` and `seconds * factor`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """With the ends of the range, `low` and `high`, in seconds."""
+        low, high = (None if self.seconds is None else self.seconds * by for by in (1 / self.factor, self.factor))
+        return {"stage": self.stage, "cells": self.cells, "seconds": self.seconds, "low": low, "high": high}
+
+
+def estimates(
+    study: Study, spec: Model, stages: Sequence[str], measured: Mapping[str, tuple[Work, float]]
+) -> list[Estimate]:
+    """How long stages take for a model.
+
+    Args:
+        study: what is asked.
+        spec: the model.
+        stages: of the study.
+        measured: what stages had to do when they ran on this model, and the seconds that this took. A stage that is
+            not among them is taken to be as much faster or slower than its model's size tells as those together were.
+    """
+    size = Size.of(spec)
+    took = {stage: (each.seconds(size) or 0.0, seconds) for stage, (each, seconds) in measured.items()}
+    planned = sum(each for each, _ in took.values())
+    pace = sum(seconds for _, seconds in took.values()) / planned if planned else 1.0
+    found = []
+    for stage in stages:
+        todo = work(study, stage)
+        seconds, factor = todo.seconds(size), FACTOR
+        if seconds is not None:
+            before, real = took.get(stage, (0.0, 0.0))
+            seconds, factor = (real * seconds / before, FACTOR_MEASURED) if before else (pace * seconds, FACTOR)
+        found.append(Estimate(stage, todo.cells, seconds, factor))
+    return found
 
 
 @cache
 def flops() -> float:
-    """Floating-point operations that this machine does in a second, about: a matrix product, timed; half of it."""
+    """Floating-point operations that this machine does in a second, about: two fifths of those of a matrix product."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +136,7 @@ def flops() -> float:
         product, count = one @ one, count + 1
     if product.is_cuda:
         torch.cuda.synchronize()
-    return 2 * 1024**3 * count / (time.perf_counter() - started) / 2
+    return 0.4 * 2 * 1024**3 * count / (time.perf_counter() - started)
 
 
 def work(study: Study, stage: str) -> Work:
@@ -100,7 +155,7 @@ def _detect(study: Study) -> Work:
 
 def _lens(study: Study) -> Work:
     prompts = study.lens.documents * len(study.languages)
-    return Work(1, 4 * prompts * study.lens.max_tokens, prompts * study.lens.new_tokens / 8)
+    return Work(1, 6 * prompts * study.lens.max_tokens, prompts * study.lens.new_tokens / 8)
 
 
 def _search(study: Study) -> Work:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from babelscope.artifacts import read_json, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.languages import get_language
+from babelscope.report import tables
 from babelscope.report.results import Figure, Finding, Table
 from babelscope.study.config import Model, Study
 
@@ -35,15 +36,10 @@ class Loader:
 
     def fresh(self) -> tuple[Any, Any]:
         """A newly loaded model: for training, which changes it."""
-        import torch
-
-        from babelscope.models.load import load_model
+        from babelscope.models.load import load_and_place
 
         names = ("dtype", "device_map", "revision", "trust_remote_code")
-        model, tokenizer = load_model(self.spec.name, **{name: getattr(self.spec, name) for name in names})
-        if self.spec.device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
-            model.to("cuda")
-        return model, tokenizer
+        return load_and_place(self.spec.name, **{name: getattr(self.spec, name) for name in names})
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
@@ -171,11 +167,10 @@ def spread(values: Iterable[float]) -> Interval:
     return bootstrap_mean(list(values))
 
 
-def between(interval: Interval, digits: int = 3) -> str:
-    """`0.120 [0.090, 0.150]`, for a sentence."""
-    low, high = (f"{bound:.{digits}f}" for bound in (interval.low, interval.high))
-    bounds = f" [{low}, {high}]" if math.isfinite(interval.low) and math.isfinite(interval.high) else ""
-    return f"{interval.value:.{digits}f}{bounds}"
+def between(interval: Interval) -> str:
+    """`0.120 [0.090, 0.150]`, for a sentence; without bounds where they are not finite."""
+    low, high = finite([interval.low, interval.high])
+    return tables.between(interval.value, low, high)
 
 
 def named(code: str) -> str:
@@ -186,6 +181,19 @@ def named(code: str) -> str:
 def slug(text: str) -> str:
     """A name for files and for figures: letters, digits, dots become `-`, nothing else."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-") or "x"
+
+
+def portable(content: Any) -> Any:
+    """Settings without the folders of this machine: of an absolute path the name, or what begins with its `{}`."""
+    if isinstance(content, Mapping):
+        return {name: portable(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [portable(value) for value in content]
+    if not (isinstance(content, str) and Path(content).is_absolute()):
+        return content
+    parts = Path(content).parts
+    first = next((at for at, part in enumerate(parts) if "{}" in part), len(parts) - 1)
+    return "/".join(parts[first:])
 
 
 def finite(content: Any) -> Any:

@@ -3,7 +3,7 @@
     RUN/run.json                      the study as it was asked, machine, versions, models, status, wall time
     RUN/study.log
     RUN/MODEL/STAGE/result.json       what the stage found, written last
-    RUN/MODEL/STAGE/key.json          what it was made from
+    RUN/MODEL/STAGE/key.json          what it was made from, and how long what took
     RUN/MODEL/STAGE/...               atlas, neuron files, cells
     RUN/MODEL/.earlier/STAGE-KEY/     what was made from other settings, taken back if they return
 
@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,8 @@ from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.report.results import KIND, STAGES, VERSION, read_result
 from babelscope.study import effects, stages, tasks
 from babelscope.study.config import Model, Study, as_json
-from babelscope.study.estimate import Size, work
-from babelscope.study.job import Job, Loader, Made, finite, slug
+from babelscope.study.estimate import Size, Work, estimates, work
+from babelscope.study.job import Job, Loader, Made, finite, portable, slug
 from babelscope.study.progress import View
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,15 @@ def run_study(
     about = {"name": study.name, "machine": machine()}
     with run_folder(out, {"command": "study", "study": study.name}, about), _logged(out / LOG):
         update_run(
-            out, status="running", study=as_json(study), source=source, models=models, stages=list(study.stages),
-            seeds={"study": study.seed, "tuning": list(study.tuning.seeds)}, environment=environment(), **about,
+            out, status="running", study=portable(as_json(study)), source=portable(source), models=portable(models),
+            stages=list(study.stages), seeds={"study": study.seed, "tuning": list(study.tuning.seeds)},
+            environment=environment(), **about,
         )  # fmt: skip
+        planned = {
+            (name, each.stage): each.seconds
+            for name, spec in names.items()
+            for each in estimates(study, spec, wanted, _measured(out / name))
+        }
         todo = []
         for name, stage in ((name, stage) for name in names for stage in wanted):
             anew = start is not None and list(STAGES).index(stage) >= list(STAGES).index(start)
@@ -103,7 +110,7 @@ def run_study(
                 todo.append((name, stage))
         logger.info("%s: %d of %d stages to run", study.name, len(todo), len(names) * len(wanted))
         plan = [
-            (f"{name} {stage}" if len(names) > 1 else stage, _seconds(study, names[name], stage))
+            (f"{name} {stage}" if len(names) > 1 else stage, max(1.0, planned[name, stage] or 1.0))
             for name, stage in todo
         ]
         view, loader = View(plan, shown), None
@@ -126,8 +133,14 @@ def run_study(
     }
 
 
-def dry_run(study: Study, only: str | None = None, start: str | None = None) -> dict[str, Any]:
+def dry_run(study: Study, only: str | None = None, start: str | None = None, out: Path | None = None) -> dict[str, Any]:
     """What `run_study` would do, from the study and the models' sizes alone: no model is loaded, nothing is fetched.
+
+    Args:
+        study: as in `run_study`, and so are the next two.
+        only: a stage, and what it reads.
+        start: a stage, and all later ones.
+        out: the run folder, if there is one already: what its stages took makes the estimates better.
 
     Raises:
         ConfigError, DataError: texts on this machine that are not there.
@@ -140,16 +153,14 @@ def dry_run(study: Study, only: str | None = None, start: str | None = None) -> 
     models = {}
     for name, spec in folder_names(study.models).items():
         size = Size.of(spec)
-        rows = [
-            {"stage": stage, "cells": work(study, stage).cells, "seconds": work(study, stage).seconds(size)}
-            for stage in wanted
-        ]
-        known = [row["seconds"] for row in rows if isinstance(row["seconds"], float)]
+        measured = {} if out is None else _measured(out / name)
+        rows = [each.as_json() for each in estimates(study, spec, wanted, measured)]
         several = 1 + 3 * ("tuning" in wanted and "full" in study.tuning.arms)
         models[name] = {
             "model": spec.name, "dtype": spec.dtype, "parameters": size.parameters, "layers": size.layers,
-            "stages": rows,
-            "seconds": sum(known) if len(known) == len(rows) else None,
+            "stages": rows, "measured": sorted(set(measured) & set(wanted), key=wanted.index),
+            **{each: None if size.parameters is None else sum(row[each] for row in rows)
+               for each in ("seconds", "low", "high")},
             "memory_bytes": None if size.bytes is None else size.bytes * several * 1.2 + 0.7e9,
         }  # fmt: skip
     return {"dry_run": True, "name": study.name, "languages": list(study.languages), "models": models}
@@ -289,23 +300,29 @@ def _told(folder: Path) -> dict[str, Any]:
 def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, view: View) -> None:
     """Runs a stage and writes its result, last."""
     logger.info("%s: %s begins", folder.parent.name, stage)
+    begun = [path.name for path in folder.iterdir()] != [KEY]
     started = time.monotonic()
     job = Job(study, loader, stage, folder, view.cell)
     made: Made = RUNS[stage](job)
     seconds = round(time.monotonic() - started, 1)
     content = {
-        "kind": KIND, "version": VERSION, "stage": stage, "model": loader.spec.name, "title": STAGES[stage],
-        "seconds": seconds, "command": f"babelscope study {source} --only {stage} --out runs/{slug(study.name)}",
-        "how": made.how, "findings": [asdict(each) for each in made.findings],
+        "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": STAGES[stage],
+        "seconds": seconds, "how": made.how,
+        "command": f"babelscope study {shlex.quote(portable(source))} --only {stage} --out runs/{slug(study.name)}",
+        "findings": [asdict(each) for each in made.findings],
         "tables": [asdict(each) for each in made.tables], "figures": [asdict(each) for each in made.figures],
     }  # fmt: skip
+    if not begun:  # else the time is that of a part
+        took = {"seconds": seconds, "work": asdict(work(study, stage))}
+        write_json(folder / KEY, {**read_json(folder / KEY), **took})
     write_json(folder / RESULT, finite(content))
     logger.info("%s: %s done in %.0f s", folder.parent.name, stage, seconds)
 
 
-def _seconds(study: Study, spec: Model, stage: str) -> float:
-    """For the time left; 1 where nobody knows."""
-    return max(1.0, work(study, stage).seconds(Size.of(spec)) or 1.0)
+def _measured(folder: Path) -> dict[str, tuple[Work, float]]:
+    """By stage, what it had to do when it ran in a model's folder, and the seconds that this took."""
+    told = {stage: read_json(folder / stage / KEY) for stage in STAGES if (folder / stage / KEY).is_file()}
+    return {stage: (Work(**each["work"]), each["seconds"]) for stage, each in told.items() if "work" in each}
 
 
 def _report(out: Path) -> str | None:

@@ -50,11 +50,15 @@ class View:
         self._say(f"{self._head()}{count}{what}{', ' if count or what else ''}{_duration(left)} left")
 
     def left(self, share: float) -> float:
-        """Seconds still to go: the plan's, corrected by how long what is done really took."""
+        """Seconds still to go: the plan's, corrected by how long what is done really took.
+
+        A tenth of the plan counts as done in its time, so that a stage of a second doesn't tell for those of an hour.
+        """
         planned = self._steps[self._at][1]
         here = time.monotonic() - self._began
         spent, done = self._spent + here * (share > 0), self._planned + planned * share
-        pace = spent / done if done > 0 and spent > 0 else 1.0
+        known = sum(each for _, each in self._steps) / 10
+        pace = (spent + known) / (done + known)
         return pace * (planned * (1 - share) + sum(each for _, each in self._steps[self._at + 1 :]))
 
     def _head(self) -> str:

@@ -49,7 +49,9 @@ class Place:
         if isinstance(self.node, yaml.ScalarNode):
             return "nothing" if self.empty else repr(self.node.value)
         count = len(self.node.value)
-        return f"a list of {count}" if isinstance(self.node, yaml.SequenceNode) else f"a mapping of {count} keys"
+        if isinstance(self.node, yaml.SequenceNode):
+            return f"a list of {count}"
+        return f"a mapping of {count} key{'' if count == 1 else 's'}"
 
     @property
     def empty(self) -> bool:
@@ -95,26 +97,44 @@ def compose(text: str, name: str) -> Place:
         text: of the file.
         name: of the file, for messages.
     """
-    loader = yaml.SafeLoader(text)
-    loader.name = name
     try:
+        loader = yaml.SafeLoader(text)
+        loader.name = name
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            f"{name}{line}: wanted YAML, found {error.problem or 'something else'}. Correct it."
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: wanted YAML text, found {error}. Save it as UTF-8.") from None
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{name}{_no_yaml(error)}") from None
+    except yaml.reader.ReaderError as error:
+        line, character = text.count("\n", 0, error.position) + 1, text[error.position]
+        raise ConfigError(f"{name}, line {line}: wanted text, found the character {character!r}. Drop it.") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: wanted a study, found brackets within brackets without end. Correct it.") from None
     if node is None:
         raise ConfigError(f"{name}, line 1: wanted a study, found an empty file. babelscope study --init writes one.")
     root = Place(node, "", {})
     if not isinstance(node, yaml.MappingNode):
         root.refuse("keys and values, such as languages: [en, fr]")
     return root
+
+
+_SLIPS = {
+    r"'\t'": "Indent with spaces, not with tabs.",
+    "end of stream": "Close the quote or the bracket.",
+    "another document": "Keep one study, and drop the line ---.",
+    "expected ':'": "Write key: value.",
+    "<block end>": "Give the keys of a section the same indentation.",
+    "alias": "Write the value itself.",
+}
+"""What PyYAML says -> the remedy."""
+
+
+def _no_yaml(error: yaml.MarkedYAMLError) -> str:
+    """What follows the file's name: where it is no YAML and why."""
+    mark, context = error.problem_mark or error.context_mark, error.context_mark
+    found = str(error.problem).removeprefix("but ").removeprefix("found ")
+    begins = f" (in what begins on line {context.line + 1})" if context and mark and context.line != mark.line else ""
+    remedy = next((remedy for said, remedy in _SLIPS.items() if said in found), "Correct it.")
+    line = f", line {mark.line + 1}" if mark else ""
+    return f"{line}: wanted YAML, found something else: {found}{begins}. {remedy}"
 
 
 def merged(child: Place, parent: Place) -> Place:
@@ -174,11 +194,13 @@ def key(take: Take, about: str, default: Any = dataclasses.MISSING) -> Any:
 
 
 def whole(low: int = 0) -> Take:
-    """A whole number."""
+    """A whole number, of at most nine digits."""
 
     def take(place: Place) -> int:
         wanted = f"a whole number of {low} or more"
         text = place.text(wanted).replace("_", "")
+        if len(text) > 9 and text.isdecimal():
+            place.refuse(f"{wanted}, of at most nine digits")
         if not text.isdecimal() or int(text) < low:
             place.refuse(wanted)
         return int(text)
@@ -207,7 +229,7 @@ def share_or_count(place: Place) -> int | float:
     wanted = "a share of all units between 0 and 1 (0.01), or a whole number of units (500)"
     text = place.text(wanted)
     try:
-        value: int | float = int(text) if text.isdecimal() else float(text)
+        value: int | float = int(text) if text.isdecimal() and len(text) <= 9 else float(text)
     except ValueError:
         place.refuse(wanted)
     if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
@@ -236,7 +258,8 @@ def one_of(names: Iterable[str]) -> Take:
         wanted = f"one of {', '.join(known)}"
         found = place.text(wanted)
         if found not in known:
-            place.refuse(wanted, remedy=did_you_mean(found, known))
+            near = difflib.get_close_matches(found, known, n=1)
+            place.refuse(wanted, remedy=f"Did you mean {near[0]}?" if near else "Correct it.")
         return found
 
     return take

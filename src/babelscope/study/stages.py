@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from babelscope.errors import ConfigError
 from babelscope.report.results import Finding
 from babelscope.study.config import SEARCHED, Split
-from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, spread, table
+from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, portable, spread, table
 
 if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
@@ -48,7 +48,7 @@ def detect(job: Job) -> Made:
         records, skipped = atlas.corpora[code], [record["skipped"] for record in atlas.corpora[code]]
         read = [sum(record[name] for record in records) for name in ("documents", "tokens")]
         short = sum(each["empty"] + each["too_short"] for each in skipped)
-        rows.append([named(code), *read, short, sum(each["cut"] for each in skipped), records[0]["name"]])
+        rows.append([named(code), *read, short, sum(each["cut"] for each in skipped), portable(records[0]["name"])])
     units = {slot: sum(widths) for slot, widths in atlas.layout.widths.items()}
     return Made(
         f"Every neuron was scored on every document by how much zeroing it would change the output of its layer "
@@ -143,7 +143,7 @@ def lens(job: Job) -> Made:
     from babelscope.evaluation.inference import wilson
     from babelscope.lens.run import run_lens
 
-    options, name = asdict(job.options), job.loader.spec.name
+    options, name = asdict(job.options), portable(job.loader.spec.name)
     job.start(1)
     corpora, prompts = (
         {code: job.corpus(kind, code) for code in job.study.languages} for kind in ("detect", "held_out")
@@ -159,11 +159,11 @@ def lens(job: Job) -> Made:
     ]
     shown = [
         {
-            "prompt": f"{named(grid.prompt_language)} {number + 1}", "layer": layer, "position": position,
+            "prompt": prompt, "layer": layer, "position": position,
             "token": choices[0], "probability": grid.probability[layer][position][0],
             "language": _spoken(grid.language[layer][position]), "language_code": grid.language[layer][position],
         }
-        for number, grid in enumerate(curve.grids)
+        for prompt, grid in zip(_titles([each.prompt_language for each in curve.grids]), curve.grids, strict=True)
         for layer, row in enumerate(grid.top)
         for position, choices in enumerate(row[:24])
     ]  # fmt: skip
@@ -205,6 +205,14 @@ def lens(job: Job) -> Made:
                    "One prompt per language, its first positions.", shown),
         ],
     )  # fmt: skip
+
+
+def _titles(codes: Sequence[str]) -> list[str]:
+    """Names of languages, numbered where one comes several times."""
+    return [
+        named(code) + (f" {codes[: at + 1].count(code)}" if codes.count(code) > 1 else "")
+        for at, code in enumerate(codes)
+    ]
 
 
 def _spoken(code: str) -> str:
@@ -312,8 +320,8 @@ def damage(job: Job) -> Made:
             "Switching off a language's neurons harms that language more than the others",
             selective,
             f"Its own texts cost {between(spread(own['selected']))} bits per byte more, those of the other languages "
-            f"{between(spread(others['selected']))}: {between(selective)} in between (mean and 95 % interval over "
-            f"{len(codes)} languages).",
+            f"{between(spread(others['selected']))}; the difference is {between(selective)} (means over {len(codes)} "
+            "languages with 95 % intervals).",
         )
     )
     drawn_own = [sum(own[kind][at] for kind in random) / len(random) for at in range(len(codes))] if random else []
@@ -327,13 +335,15 @@ def damage(job: Job) -> Made:
                 f"and slot do, which do {between(spread(drawn_own))}.",
             )
         )
+    titles = {kind: f"rule {kind}" for kind in kinds} | {"selected": f"rule {job.study.select.rule}"}
+    titles |= {kind: f"random sets {number}" for number, kind in enumerate(random, start=1)}
     for kind in matrices:
-        rows.append([kind, *(part for side in (own, others) for part in _cells(spread(side[kind])))])
+        rows.append([titles[kind], *(part for side in (own, others) for part in _cells(spread(side[kind])))])
     for kind in [kind for kind in matrices if kind not in random]:
         matrix = matrices[kind]
         forest += [
-            {"group": kind, "label": named(code), "value": matrix["change"][at][at], "low": matrix["low"][at][at],
-             "high": matrix["high"][at][at], "control": False}
+            {"group": titles[kind], "label": named(code), "control": False, "value": matrix["change"][at][at],
+             "low": matrix["low"][at][at], "high": matrix["high"][at][at]}
             for at, code in enumerate(codes)
         ]  # fmt: skip
     forest += [
@@ -348,7 +358,7 @@ def damage(job: Job) -> Made:
         for code, value in zip(codes, drawn_own, strict=False)
     ]
     figures = [
-        figure(f"damage {kind}", "matrix", f"Damage matrix: {kind}",
+        figure(f"damage {kind}", "matrix", f"Damage matrix: {titles[kind]}",
                f"{BITS.capitalize()}: the row's neurons off, the column's held-out texts.",
                [{"row": row, "column": column,
                  **{"value": matrices[kind]["change"][i][j], "low": matrices[kind]["low"][i][j],
