@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 import babelscope
 from babelscope import Atlas, NeuronSet, cli
 from babelscope.artifacts import write_tensors
+from babelscope.cli import commands, flags, parser
 from babelscope.detection import checkpoint
 from babelscope.detection import detect as detection
 from babelscope.impacts.kernels import KernelName
@@ -76,7 +78,7 @@ def detect(model: Path, texts: dict[str, Path], out: Path, *more: object) -> lis
 # What is promised
 
 
-def flags(parser: argparse.ArgumentParser) -> str:
+def flags_of(parser: argparse.ArgumentParser) -> str:
     shown = []
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction):
@@ -85,14 +87,17 @@ def flags(parser: argparse.ArgumentParser) -> str:
     return " ".join(shown)
 
 
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    (subparsers,) = (each for each in cli.build_parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return dict(subparsers.choices)
+
+
 def test_commands_and_flags_are_frozen():
     """A new flag is a promise: whoever adds one changes this list on purpose."""
-    parser = cli.build_parser()
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    assert {name: flags(each) for name, each in commands.choices.items()} == {
+    assert {name: flags_of(each) for name, each in parsers().items()} == {
         "detect": "--json --debug MODEL --corpus= --documents= --max-tokens= --min-tokens= --preset= --slots= "
         "--top-shares= --thresholds= --field= --seed= --shard= --token-budget= --kernel= --dtype= --device-map= "
-        "--revision= --trust-remote-code --out= --dry-run",
+        "--revision= --trust-remote-code --tensor-parallel --out= --dry-run",
         "select": "--json --debug RUN --language= --rule= --budget= --eps= --top-k= --min-support= --per-slot --slots= "
         "--exclude= --statistic= --own= --others= --out=",
         "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --documents= --max-tokens= --batch-size= "
@@ -108,11 +113,13 @@ def test_commands_and_flags_are_frozen():
         "--max-new-tokens= --force --dtype= --device-map= --revision= --trust-remote-code",
         "export": "--json --debug MODEL --neurons= --op= --factor= --value= --reference= --documents= --stages= "
         "--stage= --structure= --force --dtype= --device-map= --revision= --trust-remote-code --out=",
-        "evaluate": "--json --debug MODEL --tasks= --languages= --neurons= --op= --factor= --value= --limit= --data= "
-        "--batch-size= --chat-template --force --dtype= --device-map= --revision= --trust-remote-code --out=",
-        "grid": "--json --debug MODEL --neurons= --tasks= --languages= --english= --stages= --parts= --ops= --texts= "
-        "--controls= --task-controls= --limit= --data= --batch-size= --chat-template --seed= --quick --force --dtype= "
-        "--device-map= --revision= --trust-remote-code --out= --dry-run",
+        "evaluate": "--json --debug MODEL --tasks= --languages= --neurons= --op= --factor= --value= --reference= "
+        "--limit= --data= --batch-size= --chat-template --force --dtype= --device-map= --revision= "
+        "--trust-remote-code --out=",
+        "grid": "--json --debug MODEL --neurons= --tasks= --languages= --english= --stages= --parts= --ops= "
+        "--reference= --texts= --controls= --task-controls= --no-english-controls --limit= --data= "
+        "--batch-size= --chat-template --seed= --quick --force --dtype= --device-map= --revision= "
+        "--trust-remote-code --out= --dry-run",
         "show": "--json --debug PATH --top=",
         "merge": "--json --debug OUT PATH PATH",
         "demo": "--json --debug --documents= --out=",
@@ -124,33 +131,48 @@ def test_commands_and_flags_are_frozen():
 
 
 def test_every_flag_is_explained():
-    parser = cli.build_parser()
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     unexplained = [
-        (name, action.option_strings)
-        for name, each in commands.choices.items()
-        for action in each._actions
-        if action.option_strings and not action.help
+        (name, action.dest) for name, each in parsers().items() for action in each._actions if not action.help
     ]
     assert unexplained == []
 
 
+def test_every_command_has_an_example_that_can_be_typed(capsys):
+    names = []
+    for name, each in parsers().items():
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        example = capsys.readouterr().out.partition("\nexample:\n  ")[2].rstrip()
+        assert "\n" not in example, "what is to be copied is not wrapped"
+        start, *words = shlex.split(example)
+        args = parser.parse(words)
+        assert (start, args.command, words[0]) == ("babelscope", name, name)
+        assert {code for code, _ in getattr(args, "corpus", None) or ()} <= {"fr", "en"}
+        names.append(each.prog)
+    assert names == [f"babelscope {name}" for name in commands._COMMANDS], "each has its work"
+
+
 def test_choices_are_those_of_the_library():
-    assert tuple(detection.PRESETS) == cli.PRESETS
-    assert set(get_args(KernelName)) == set(cli.KERNELS)
+    assert tuple(detection.PRESETS) == flags.PRESETS
+    assert set(get_args(KernelName)) == set(flags.KERNELS)
 
 
 LIGHT = """
 import json, sys
-import babelscope.cli
-babelscope.cli.build_parser()
-print(json.dumps([name for name in ("torch", "numpy", "transformers", "safetensors", "tqdm") if name in sys.modules]))
+from babelscope.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as stopped:
+    assert stopped.code in (0, 2), stopped.code
+names = ("torch", "numpy", "transformers", "safetensors", "tqdm", "yaml")
+print(json.dumps([name for name in names if name in sys.modules]))
 """
 
 
-def test_import_is_light():
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
+@pytest.mark.parametrize("words", [["--help"], ["detect", "--help"], ["detect"], ["models"]])
+def test_help_needs_nothing_that_is_slow_to_import(words):
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -351,8 +373,20 @@ def test_ctrl_c_elsewhere(run, finished, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "describe", interrupt)
+    monkeypatch.setattr(commands, "describe", interrupt)
     assert run("show", finished) == Result(130, "", "babelscope: interrupted; type it again\n")
+
+
+def test_ctrl_c_where_nothing_is_kept(run, monkeypatch, tmp_path):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands._COMMANDS, "evaluate", interrupt)
+    told = [run("evaluate", "m", "--tasks", "t", *more).err for more in ((), ("--out", tmp_path / "run"))]
+    assert told == [
+        "babelscope: interrupted; type it again\n",
+        f"babelscope: interrupted; the same command goes on in {tmp_path / 'run'}\n",
+    ]
 
 
 # Errors, by name
@@ -433,6 +467,69 @@ def test_run_folder_that_another_process_is_writing(run, world, tmp_path):
         assert "another process is writing" in error_of(run, *detect(model, texts, tmp_path / "run"))
 
 
+OTHERS = {
+    "tune": "no-model --neurons no-file --corpus fr=tinybabel:fr",
+    "lens": "no-model --corpus fr=tinybabel:fr --prompts corpus",
+    "evaluate": "no-model --tasks tinybabel",
+    "grid": "no-model --neurons no-file --tasks tinybabel",
+    "study": "tinybabel-quick",
+    "demo": "",
+}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_run_folder_of_another_command(run, finished, tmp_path, command):
+    """It shows before anything is loaded or written."""
+    words = [command, *OTHERS[command].split(), "--out"]
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert f"{finished} holds a run of babelscope detect. Give another folder" in error_of(run, *words, finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'} is a file. Give a folder with --out." in error_of(run, *words, tmp_path / "file")
+
+
+def test_run_folder_of_a_study(run, world, tmp_path):
+    """The demo is a study, and so goes on in the folder of one; detection doesn't."""
+    model, texts, _ = world
+    (tmp_path / "run.json").write_text('{"asked": {"command": "study"}}', encoding="utf-8")
+    assert f"{tmp_path} holds a run of babelscope study." in error_of(run, *detect(model, texts, tmp_path))
+    (tmp_path / "run.json").write_text('{"asked": ["command"]}', encoding="utf-8")
+    assert "the header is damaged" in error_of(run, *detect(model, texts, tmp_path))
+
+
+def test_report_is_of_a_study(run, finished, tmp_path):
+    wanted = "wanted the run folder of a study (or of demo), found"
+    assert f"{wanted} a run of detect at {finished}." in error_of(run, "report", finished)
+    assert f"{wanted} nothing at {tmp_path / 'none'}." in error_of(run, "report", tmp_path / "none")
+    assert f"{wanted} a file at {finished / 'run.json'}." in error_of(run, "report", finished / "run.json")
+    assert not (finished / "report.html").exists()
+
+
+def test_select_into_a_file(run, finished, tmp_path):
+    (tmp_path / "file").touch()
+    message = error_of(run, "select", finished, "--out", tmp_path / "file")
+    assert "is a file. Give a folder with --out." in message
+
+
+def test_sets_of_a_grid_may_be_given_by_their_run(run, finished, tmp_path):
+    """The sets are read before the model: once they are found, the model is what lacks."""
+    words = ["--tasks", "tinybabel", "--out", tmp_path / "grid", "--dry-run"]
+    for path in (finished, finished / "neurons", finished / "neurons" / "fr.safetensors"):
+        assert "no model folder" in error_of(run, "grid", tmp_path / "none", "--neurons", path, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "wanted MODEL, --neurons and --corpus, found no MODEL, no --neurons, no --corpus. Add it."),
+        ("m --corpus fr=tinybabel:fr", "found no --neurons. Add it."),
+        ("m --dry-run", "--dry-run counts the cells of an --experiment"),
+    ],
+)
+def test_what_a_training_lacks(run, tmp_path, words, expected):
+    assert expected in error_of(run, "tune", *words.split(), "--out", tmp_path / "run")
+
+
 def test_folder_that_is_no_run_folder(run, world, tmp_path):
     model, texts, _ = world
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
@@ -495,7 +592,45 @@ def test_commands_that_cannot_be_understood(capsys, words):
     with pytest.raises(SystemExit) as error:
         cli.main(words)
     assert error.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: babelscope")
+    message = capsys.readouterr().err
+    assert re.fullmatch(r"babelscope( \w+)?: error: .+\n`babelscope( \w+)? --help` lists what there is.\n", message)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("detekt m", "babelscope: error: unknown command 'detekt'. Did you mean detect?"),
+        ("--verson", "babelscope: error: unknown flag --verson. Did you mean --version?"),
+        ("detect m --corpsu fr=f.txt --out o", "detect: error: unknown flag --corpsu. Did you mean --corpus?"),
+        ("detect m --doc 5 --corpus fr=f.txt --out o", "error: unknown flag --doc. Did you mean --documents?"),
+        ("select run --languages=de", "error: unknown flag --languages. Did you mean --language?"),
+        ("select run -o x", "select: error: unknown flag -o. There are -h,"),
+        ("select run --budget much", "--budget: wanted a share, such as 0.01, or a whole number, found 'much'"),
+        ("detect m --seed one", "--seed: wanted a whole number, found 'one'"),
+        ("tune m --epochs few", "--epochs: wanted a number, such as 0.5, found 'few'"),
+        ("detect m --thresholds a,b", "--thresholds: wanted numbers, such as 0.01,0.1, found 'a,b'"),
+        ("steer m --layers middle", "--layers: wanted numbers of layers, such as 3,4, found 'middle'"),
+        ("steer m --max-new-tokens 0", "--max-new-tokens: wanted a whole number from 1, found '0'"),
+        ("tinybabel export o --items -3", "--items: wanted a whole number from 1, found '-3'"),
+        ("models --fast", "unknown flag --fast. There are -h, --help, --json, --debug, --markdown."),
+    ],
+)
+def test_a_slip_is_named_before_anything_that_it_leaves_out(capsys, words, expected):
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert expected in capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ablate m --neurons f --prompt a --op scale --factor -6 --value -.5",
+        "ablate m --neurons f --prompt=--what --prompt '-- he said' --prompt -",
+        "merge -- -out -one -two",
+    ],
+)
+def test_what_looks_like_a_flag_and_is_none(words):
+    assert parser.parse(shlex.split(words)).command == words.partition(" ")[0]
 
 
 def test_traceback_only_on_request(run, tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tiny
-from babelscope import Anatomy, NeuronSet, Stages, ablate, cli, detect, load_model
+from babelscope import Anatomy, Atlas, NeuronSet, Stages, ablate, cli, detect, load_model
 from babelscope.editing.recorded import record_activations
 from babelscope.editing.steering import residual_means, steer_by_means
+from babelscope.errors import ConfigError
 from builders import byte_llama, byte_tokenizer, make_texts
 from editing.cases import zeroed_by_hand
 from fixtures_text import write_texts
@@ -220,6 +221,51 @@ def test_errors_explain_themselves(
     code, out, err = run(capsys, "ablate", place.model, "--neurons", place.fr, *words, "--prompt", "a")
     assert (code, out) == (1, "")
     assert expected in err
+
+
+def test_neurons_that_are_not_there(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+    there = f"There are {place.atlas}, {place.fr}, {place.zh}."
+    german = place.fr.with_name("de.safetensors")
+    for path, expected in (
+        (german, f"wanted a neuron file, found nothing at {german}. {there}"),
+        (place.fr.parent, f"wanted a neuron file, found a folder at {place.fr.parent}. {there}"),
+        (tmp_path / "a" / "b", f"found nothing at {tmp_path / 'a' / 'b'}. babelscope select writes them."),
+    ):
+        for command in (
+            ["ablate", "no-model", "--neurons", path, "--prompt", "a"],
+            ["steer", "no-model", "--to", place.fr, "--away", path, "--prompt", "a"],
+            ["export", "no-model", "--neurons", path, "--out", tmp_path / "out"],
+            ["evaluate", "no-model", "--neurons", path, "--tasks", "tinybabel"],
+        ):
+            code, _, err = run(capsys, *command)
+            assert (code, expected in err) == (1, True)
+
+
+def test_the_neurons_of_a_run_are_named(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
+    (tmp_path / "neurons").mkdir()
+    copied = tmp_path / "neurons" / "fr.safetensors"
+    copied.write_bytes(place.fr.read_bytes())
+    _, _, err = run(capsys, "ablate", "no-model", "--neurons", tmp_path, "--prompt", "a")
+    assert f"found a folder at {tmp_path}. There are {copied}." in err
+
+
+def test_means_reach_evaluate_and_grid(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def stop(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("babelscope.evaluation.evaluate.evaluate", stop)
+    monkeypatch.setattr("babelscope.evaluation.run.run_grid", stop)
+    words = ["--tasks", "tinybabel", "--reference", place.atlas, "--neurons", place.fr]
+    run(capsys, "evaluate", place.model, *words, "--op", "mean")
+    assert asked["op"] == "mean"
+    assert asked["reference"].languages == Atlas.load(place.atlas).languages
+    run(capsys, "grid", place.model, *words, "--ops", "mean", "--out", tmp_path / "grid")
+    assert (asked["ops"], asked["reference"]) == (("mean",), place.atlas)
 
 
 def test_neurons_of_another_model_need_force(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:

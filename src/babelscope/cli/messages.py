@@ -1,0 +1,76 @@
+"""What a command says beside its answer, on standard error, and the answer as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from babelscope.show.terminal import clean
+
+_LONG = ("detect", "tune", "lens", "grid")
+"""Where no progress bar is drawn, as in a file, these tell in lines how they go on."""
+
+
+def say(text: str) -> None:
+    """A line for the user."""
+    print("babelscope: " + clean(text, keep="\n"), file=sys.stderr)
+
+
+class _LogLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "warning: " if record.levelno >= logging.WARNING else ""
+        return f"babelscope: {level}{clean(record.getMessage(), keep=chr(10))}"
+
+
+@contextmanager
+def log_on_stderr(command: str) -> Iterator[None]:
+    """Shows the library's warnings, and how a long command goes on."""
+    logger = logging.getLogger("babelscope")
+    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler.setFormatter(_LogLine())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if command in _LONG and not sys.stderr.isatty() else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def log_above_progress() -> Iterator[None]:
+    """Keeps log lines and the progress bar apart."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    with logging_redirect_tqdm([logging.getLogger("babelscope")]):
+        yield
+
+
+def quieten_transformers() -> None:
+    """Keeps its notes and its bar for loading weights off the terminal; downloads, which take long, keep theirs."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        enable_progress_bars()
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """For --json: NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(_plain(content), indent=2)
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {str(name): _plain(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
