@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from babelscope.errors import ConfigError, DataError
-from babelscope.lens.curve import UNKNOWN, LanguageCurve, TokenGrid
+from babelscope.lens.curve import UNKNOWN, LanguageCurve, TokenGrid, bootstrap_interval
 
 LANGUAGES = ("fr", "en", "sw")
 
@@ -139,3 +139,9 @@ def test_saved_and_loaded(tmp_path):
 def test_unknown_kind_of_chart():
     with pytest.raises(ConfigError, match="area, heat"):
         curve(noisy(PIVOT), ["fr"] * 40).plot("pie")
+
+
+def test_the_interval_of_a_single_number_per_prompt():
+    values = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    alone, among = bootstrap_interval(values, 200, 0), bootstrap_interval(values[:, None], 200, 0)
+    assert [float(each) for each in alone] == [float(each[0]) for each in among]

@@ -251,7 +251,7 @@ def bootstrap_means(values: Tensor, resamples: int, seed: int) -> NDArray[np.flo
 def bootstrap_interval(values: Tensor, resamples: int, seed: int) -> tuple[Tensor, Tensor]:
     """95 % interval of the mean over prompts of values [P, ...]: low and high, each [...] float32."""
     low, high = np.quantile(bootstrap_means(values, resamples, seed), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
-    return torch.from_numpy(low).float(), torch.from_numpy(high).float()
+    return torch.as_tensor(low).float(), torch.as_tensor(high).float()
 
 
 def _stretch(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 CHUNK = 128
 """Positions whose logits are held at once. With few, the product with the unembedding waits for memory."""
 _FEW = 2**18
-"""Logits read at once on a CPU, of at least 8 positions. What follows the product makes arrays of their size; with
-those of a whole chunk, the allocator gave memory back to the system and fetched it anew for every chunk."""
+"""Logits read at once on a CPU, of at least 8 positions: an array of their size stays in its cache. It is made once for
+a layer, for the allocator would give it back to the system and fetch it anew for every part."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 _PROBE = 8
 """Tokens of the pass that checks the decoding."""
@@ -219,9 +219,11 @@ def read_layer(
         NumericsError: logits that are NaN or infinite; names the layer.
     """
     few = max(8, _FEW // unembedding.vocabulary) if hidden_NM.device.type == "cpu" else CHUNK
-    read, likeliest = [], []
+    read, likeliest, room_NV = [], [], hidden_NM.new_empty(0)
     for part, logits_NV in unembedding.chunks(layer, hidden_NM):
-        read += [_read(few_NV, table_VC.to(few_NV)) for few_NV in logits_NV.split(few)]
+        if not len(room_NV):
+            room_NV = logits_NV.new_empty(min(few, len(logits_NV)), logits_NV.shape[1])
+        read += [_read(few_NV, table_VC.to(few_NV), room_NV[: len(few_NV)]) for few_NV in logits_NV.split(few)]
         best = logits_NV[shown_N[part].to(logits_NV.device)].softmax(1).topk(min(top_k, logits_NV.shape[1]), dim=1)
         likeliest.append((best.indices, best.values))
     columns = (*zip(*read, strict=True), *zip(*likeliest, strict=True))
@@ -232,10 +234,11 @@ def read_layer(
     return reading
 
 
-def _read(logits_NV: Tensor, table_VC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass, entropy and likeliest token of each position, as in `Reading`."""
-    best, chances_NV = logits_NV.max(1), logits_NV.softmax(1)
+def _read(logits_NV: Tensor, table_VC: Tensor, room_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass, entropy and likeliest token of each position, as in `Reading`; `room_NV` is written to."""
+    best, chances_NV = logits_NV.max(1), torch.softmax(logits_NV, 1, out=room_NV)
     # -sum p log p with log p = logit - (best logit - log of its p): no logarithms of the whole vocabulary.
     normaliser = best.values - chances_NV.gather(1, best.indices[:, None])[:, 0].log()
-    entropy = (normaliser - torch.linalg.vecdot(chances_NV, logits_NV)) / math.log(2)
-    return chances_NV @ table_VC, entropy, best.indices
+    mass = chances_NV @ table_VC
+    entropy = (normaliser - chances_NV.mul_(logits_NV).sum(1)) / math.log(2)
+    return mass, entropy, best.indices

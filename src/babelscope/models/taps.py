@@ -363,24 +363,27 @@ class LayerTap:
         return states if states.ndim == 3 else states.view(*self.observer.counted.shape, -1)
 
     def _sums(self, states_BTN: Tensor, positive: bool = True) -> Activation:
-        """Sums over the counted tokens, each [B, N], in chunks of tokens that stay in a CPU's cache."""
+        """Sums over the counted tokens, each [B, N], in chunks of tokens that stay in a CPU's cache.
+
+        Not in place: sums that are older than the temporaries around them keep the allocator from giving those back.
+        """
         wide = compute_dtype(states_BTN)
         squares, total, above = (
             states_BTN.new_zeros(len(states_BTN), 1, states_BTN.shape[2], dtype=wide) for _ in range(3)
         )
         for part, weight in self._chunks(states_BTN):
-            squares.baddbmm_(weight, part * part)
+            squares = torch.baddbmm(squares, weight, part * part)
             if self.observer.activations:
-                total.baddbmm_(weight, part)
+                total = torch.baddbmm(total, weight, part)
                 if positive:
-                    above.baddbmm_(weight, _above_zero(part))
+                    above = torch.baddbmm(above, weight, _above_zero(part))
         return Activation(above[:, 0], total[:, 0], squares[:, 0])
 
     def _count_positive(self, states: Tensor) -> Tensor:
         states_BTN = self._by_sequence(states)
         found = states_BTN.new_zeros(len(states_BTN), 1, states_BTN.shape[2], dtype=compute_dtype(states_BTN))
         for part, weight in self._chunks(states_BTN):
-            found.baddbmm_(weight, _above_zero(part))
+            found = torch.baddbmm(found, weight, _above_zero(part))
         return found[:, 0]
 
     def _chunks(self, states_BTN: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
