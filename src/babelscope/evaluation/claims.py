@@ -144,7 +144,7 @@ def _beyond_random(group: _Group) -> Contrast | None:
         return None
     items = _by_item([each.harm - each.random_harm.mean(0) for each in own])
     p = pooled_random([float(each.harm.mean()) for each in own], [each.random_harm.mean(1) for each in own])
-    return _contrast(group, f"{group.part} off: harm beyond random sets'", items, p)
+    return _contrast(group, f"{group.part} off: harm beyond that of random sets", items, p)
 
 
 def _more_than_english(group: _Group) -> Contrast | None:
@@ -157,7 +157,7 @@ def _more_than_english(group: _Group) -> Contrast | None:
     found = [delta_of(each, spared[each.off]) for each in group.own if each.off in spared]
     beside = [(delta, random) for delta, random in found if len(random) > 1]
     p = pooled_random([delta for delta, _ in beside], [random for _, random in beside]) if beside else 0.0
-    return _contrast(group, f"{group.part} off: harm beyond English's", own[:count] - english[:count], p)
+    return _contrast(group, f"{group.part} off: harm beyond that to English", own[:count] - english[:count], p)
 
 
 def _english_spared(group: _Group) -> Contrast | None:

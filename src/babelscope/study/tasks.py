@@ -98,7 +98,7 @@ def grid(job: Job) -> Made:
 def _told(claim: Claim) -> Finding:
     """A claim of the paper with all of its contrasts in words; its effect is that of the first."""
     words = "; ".join(
-        f"{each.what} {between(Interval(each.effect, each.low, each.high))} ({each.verdict})"
+        f"{each.what}: {between(Interval(each.effect, each.low, each.high))} ({each.verdict})"
         for each in claim.contrasts
     )
     first = claim.contrasts[0]
