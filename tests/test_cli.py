@@ -765,3 +765,10 @@ def test_looking_changes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert cli.main(["show", str(finished)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_one_process_shares_no_model_out(run, world, tmp_path):
+    model, texts, _ = world
+    done = run(*detect(model, texts, tmp_path / "run", "--tensor-parallel"))
+    assert done.code == 1
+    assert "torchrun --nproc-per-node 2" in done.err
