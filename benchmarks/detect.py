@@ -168,10 +168,18 @@ def _peak(options: argparse.Namespace) -> int:
         observer, step = _detector(model, SLOTS[options.memory_of])
         with observer:
             step(ids, mask)
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return _reached()
+
+
+def _reached() -> int:
+    """Bytes: the peak since `_forget_peak`."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 def _forget_peak() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from babelscope.lens.decode import Unembedding, read_layer
-from detect import _forget_peak, _machine, _model, _plain
+from detect import _forget_peak, _machine, _model, _plain, _reached
 
 LANGUAGES = 11
 WAYS = ("plain", "all layers", "lens")
@@ -137,10 +137,7 @@ def _peak(options: argparse.Namespace) -> int:
     call = _ways(options, options.shapes[0], options.length[0])[options.memory_of]
     _forget_peak()
     call()
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return _reached()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detect import _forget_peak, _machine
+from detect import _forget_peak, _machine, _resident
 
 PART = 16_000_000
 """Bytes of different documents."""
@@ -100,7 +100,7 @@ def _read(options: argparse.Namespace) -> dict[str, Any]:
 
     _, tokenizer = load_model("tinybabel")
     tokenizer("a first text")
-    before = _resident()
+    before = _resident("VmRSS")
     _forget_peak()
     started = time.perf_counter()
     sample, counts = sample_documents(
@@ -126,17 +126,11 @@ def _scored(options: argparse.Namespace) -> dict[int, int]:
             yield _text(draw, words)
 
     def keep(progress: Progress) -> None:
-        held[progress.documents] = _resident()
+        held[progress.documents] = _resident("VmRSS")
 
     detect(Anatomy(model), tokenizer, {"fr": stream()}, max_tokens=32, min_tokens=1, kernel="eager", progress=keep)
     first = next(documents for documents in held if documents >= options.scored)
     return {documents: held[documents] for documents in (first, max(held))}
-
-
-def _resident(field: str = "VmRSS") -> int:
-    """Bytes."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from detect import _batch, _forget_peak, _machine, _model, _seconds
+from detect import _batch, _forget_peak, _machine, _model, _reached, _seconds
 
 ARMS = ("neurons", "LoRA", "full")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
@@ -108,10 +108,7 @@ def _peak(options: argparse.Namespace) -> dict[str, int]:
     _forget_peak()
     step()
     step()
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = int(Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024
+    peak = _reached()
     state = [each for held in optimiser.state.values() for each in held.values()]
     trained = sum(each.numel() * each.element_size() for each in parameters)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -27,6 +28,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically."""
     with _replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def finite(content: Any) -> Any:
+    """What JSON can hold: NaN and infinity become null, tuples lists."""
+    if isinstance(content, Mapping):
+        return {str(name): finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,10 @@
 """One tree of errors. Every message says what was wanted, what was found and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class BabelscopeError(Exception):
     """Base class of every error that Babelscope raises on purpose."""
@@ -31,3 +36,12 @@ class MissingDependencyError(BabelscopeError, ImportError):
 
 class NumericsError(BabelscopeError, ArithmeticError):
     """A model that produced NaN or infinite values; the message names the layer and the slot."""
+
+
+def did_you_mean(found: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The remedy for a misspelt name: the nearest there is; if none is near, `otherwise`, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(found, names, n=1)
+    if near:
+        return f"Did you mean {near[0]}?"
+    return f"There are {', '.join(names)}." if otherwise is None else otherwise

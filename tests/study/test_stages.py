@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import babelscope as bs
-from babelscope.artifacts import read_json
+from babelscope.artifacts import finite, read_json
 from babelscope.editing.continuation import continued
 from babelscope.editing.controls import controls
 from babelscope.editing.stages import Stages
@@ -20,7 +20,7 @@ from babelscope.evaluation.likelihood import likelihood
 from babelscope.lens.curve import LanguageCurve
 from babelscope.report.results import Result, read_run
 from babelscope.study.effects import _said, _who
-from babelscope.study.job import between, finding, finite, portable, slug
+from babelscope.study.job import between, finding, portable, slug
 from babelscope.study.stages import _overlaps, _titles
 
 

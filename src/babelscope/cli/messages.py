@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from babelscope.artifacts import finite
 from babelscope.show.terminal import clean
 
 _LONG = ("detect", "tune", "lens", "grid")
@@ -65,12 +65,4 @@ def quieten_transformers() -> None:
 
 def as_json(content: Mapping[str, Any]) -> str:
     """For --json: NaN and infinity, which JSON lacks, become null."""
-    return json.dumps(_plain(content), indent=2)
-
-
-def _plain(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {str(name): _plain(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return json.dumps(finite(content), indent=2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import babelscope
 from babelscope.cli.flags import COMMANDS
+from babelscope.errors import did_you_mean
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,17 +70,11 @@ def _refuse_slips(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     if words and not words[0].startswith("-"):
         command = words.pop(0)
         if command not in commands:
-            parser.error(f"unknown command {command!r}. {_meant(command, commands)}")
+            parser.error(f"unknown command {command!r}. {did_you_mean(command, commands)}")
         parser = commands[command]
     known = parser._option_string_actions
     for word in itertools.takewhile(lambda word: word != "--", words):
         flag = word.partition("=")[0]
         number = not word[1:2].strip(".0123456789")
         if word.startswith("-") and not number and " " not in word and flag not in known:
-            parser.error(f"unknown flag {flag}. {_meant(flag, known)}")
-
-
-def _meant(found: str, known: Iterable[str]) -> str:
-    from babelscope.study.reading import did_you_mean  # here, for it reads YAML: --help need not
-
-    return did_you_mean(found, known)
+            parser.error(f"unknown flag {flag}. {did_you_mean(flag, known)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +31,8 @@ MAX_TOKENS = 256
 
 Place = tuple[str, str, str]
 """Task, language, metric."""
-Items = dict[Place, list[float]]
-"""[n] by item."""
+Scores = dict[Place, tuple[list[float], int | None]]
+"""[n] by item; and how many answers were still going on at the limit, None where that was not counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +72,15 @@ class Cells:
         self._exam, self._texts, self._force = exam, texts, force
         self._reference, self._means = reference, means
         self._kept = Kept(path)
+        self._keys: dict[Cell, str] = {}
 
     def key(self, cell: Cell) -> str:
-        """Of everything that decides the cell's numbers."""
+        """Of everything that decides the cell's numbers; made once, for it reads texts and weights."""
+        if cell not in self._keys:
+            self._keys[cell] = self._key(cell)
+        return self._keys[cell]
+
+    def _key(self, cell: Cell) -> str:
         edit = None
         if cell.neurons:
             edit = [cell.op, neurons_digest(cell.neurons)]
@@ -92,18 +98,13 @@ class Cells:
     def __contains__(self, key: str) -> bool:
         return key in self._kept
 
-    def items(self, cells: Iterable[Cell]) -> Items:
-        """What was measured in some cells of one edit."""
-        return {place: items for place, items, _ in self._scores(cells)}
-
-    def endless(self, cells: Iterable[Cell]) -> dict[Place, int | None]:
-        """Answers that were still going on at the limit; None in cells of earlier versions, and of texts."""
-        return {place: count for place, _, count in self._scores(cells)}
-
-    def _scores(self, cells: Iterable[Cell]) -> Iterator[tuple[Place, list[float], int | None]]:
-        for cell in cells:
-            for task, language, metric, items, *count in self._kept[self.key(cell)]["scores"]:
-                yield (task, language, metric), items, count[0] if count else None
+    def scores(self, cells: Iterable[Cell]) -> Scores:
+        """What was measured in some cells of one edit; endless answers count on tasks, not in earlier versions."""
+        return {
+            (task, language, metric): (items, count[0] if count else None)
+            for cell in cells
+            for task, language, metric, items, *count in self._kept[self.key(cell)]["scores"]
+        }
 
     def measure(self, cell: Cell) -> None:
         """Measures a cell and keeps it, all of it or nothing.

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from babelscope.artifacts import run_folder
 from babelscope.editing.controls import controls
 from babelscope.errors import ConfigError, ProvenanceError
-from babelscope.evaluation.cells import BITS, Cell, Cells, Items, Place, operation
+from babelscope.evaluation.cells import BITS, Cell, Cells, Place, Scores, operation
 from babelscope.evaluation.evaluate import Exam, neurons_digest
 from babelscope.evaluation.inference import against_random, bootstrap_mean, holm, paired_p
 from babelscope.evaluation.means import read_means
@@ -278,6 +279,10 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """All of them, the intact model's first; those that several parts need, once."""
+        return self._cells
+
+    @cached_property
+    def _cells(self) -> list[Cell]:
         found = list(self._intact.values())
         for tested in self._tested:
             if tested.neurons:
@@ -324,19 +329,18 @@ class Grid:
             return self._effects(kept)
 
     def _effects(self, kept: Cells) -> list[Effect]:
-        intact, of_intact = kept.items(self._intact.values()), kept.endless(self._intact.values())
+        intact = kept.scores(self._intact.values())
         effects = []
         for tested in self._tested:
             for what, cell in tested.own.items():
-                after = kept.items([cell]) if tested.neurons else _of_languages(intact, what, cell.languages)
-                endless = kept.endless([cell]) if tested.neurons else of_intact
-                drawn = [kept.items(cells) for cells in tested.random[what]]
-                for place, items in after.items():
-                    beside = [each[place] for each in drawn if place in each]
+                after = kept.scores([cell]) if tested.neurons else _of_languages(intact, what, cell.languages)
+                drawn = [kept.scores(cells) for cells in tested.random[what]]
+                for place, (items, endless) in after.items():
+                    beside = [each[place][0] for each in drawn if place in each]
                     effects.append(
                         Effect(
-                            tested.off, tested.part, tested.op, len(tested.neurons), place, np.array(intact[place]),
-                            np.array(items), np.array(beside).reshape(-1, len(items)), endless[place],
+                            tested.off, tested.part, tested.op, len(tested.neurons), place, np.array(intact[place][0]),
+                            np.array(items), np.array(beside).reshape(-1, len(items)), endless,
                         )
                     )  # fmt: skip
         return effects
@@ -390,9 +394,9 @@ def _distinct(cells: Iterable[Cell]) -> list[Cell]:
     return list(known.values())
 
 
-def _of_languages(intact: Items, what: str, languages: Sequence[str]) -> Items:
+def _of_languages(intact: Scores, what: str, languages: Sequence[str]) -> Scores:
     return {
-        place: items
-        for place, items in intact.items()
+        place: each
+        for place, each in intact.items()
         if place[1] in languages and (place[0] == BITS) == (what == "texts")
     }

@@ -106,6 +106,11 @@ class LanguageCurve:
         return self.masses.shape[1] - 1
 
     @property
+    def tuned(self) -> Mapping[str, Any]:
+        """What the tuned lens says about itself through which the layers were read (`TunedLens.about`); empty: none."""
+        return dict(dict(self.about.get("settings") or {}).get("tuned") or {})
+
+    @property
     def mass(self) -> Tensor:
         """[L + 1, K + 1] float32, mean over all prompts, each of the same weight."""
         return self.masses.mean(0)

@@ -72,7 +72,7 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
         f'<div class="panels">{places["heat"]}</div>',
         "<h2>Where one language gives way to another</h2>",
         _stages(curve),
-        *_closeness(dict(curve.about.get("settings") or {}).get("tuned") or {}),
+        *_closeness(curve.tuned),
     ]
     if curve.grids:
         parts.append(

@@ -31,7 +31,7 @@ def lens_content(curve: LanguageCurve, out: Path, peak: Mapping[str, int]) -> di
         },
         "stages": [{**vars(stage), "text": str(stage)} for stage in curve.stages()],
         "words": read_json(words)["rows"] if words.is_file() else [],
-        "tuned": closeness_rows((curve.about.get("settings") or {}).get("tuned") or {}),
+        "tuned": closeness_rows(curve.tuned),
     }
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from babelscope.errors import ConfigError, DataError
+from babelscope.errors import ConfigError, DataError, did_you_mean
 from babelscope.report.results import STAGES as RESULTS
 from babelscope.study.contradictions import contradictions
 from babelscope.study.reading import (
     Place,
     by_key,
     compose,
-    did_you_mean,
     either,
     flag,
     key,

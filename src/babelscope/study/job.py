@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babelscope.artifacts import read_json, write_json
+from babelscope.artifacts import finite, read_json, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.languages import get_language
 from babelscope.report import tables
@@ -194,14 +193,3 @@ def portable(content: Any) -> Any:
     parts = Path(content).parts
     first = next((at for at, part in enumerate(parts) if "{}" in part), len(parts) - 1)
     return "/".join(parts[first:])
-
-
-def finite(content: Any) -> Any:
-    """What JSON can hold: NaN and infinity become null, tuples lists."""
-    if isinstance(content, Mapping):
-        return {str(name): finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

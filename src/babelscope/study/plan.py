@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from babelscope import tinybabel
-from babelscope.artifacts import digest, environment, read_json, run_folder, update_run, write_json
+from babelscope.artifacts import digest, environment, finite, read_json, run_folder, update_run, write_json
 from babelscope.corpora.sources import MIB, open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.report.results import KIND, STAGES, VERSION, read_result
 from babelscope.study import effects, stages, tasks
 from babelscope.study.config import Model, Study, as_json
 from babelscope.study.estimate import Size, Work, estimates, work
-from babelscope.study.job import Job, Loader, Made, finite, portable, slug
+from babelscope.study.job import Job, Loader, Made, portable, slug
 from babelscope.study.progress import View
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,7 @@ def run_study(
             stages=list(study.stages), seeds={"study": study.seed, "tuning": list(study.tuning.seeds)},
             environment=environment(), **about,
         )  # fmt: skip
-        planned = {
-            (name, each.stage): each.seconds
-            for name, spec in names.items()
-            for each in estimates(study, spec, wanted, _measured(out / name))
-        }
+        measured = {name: _measured(out / name) for name in names}  # before what was made from other settings goes
         todo = []
         for name, stage in ((name, stage) for name in names for stage in wanted):
             anew = start is not None and list(STAGES).index(stage) >= list(STAGES).index(start)
@@ -110,8 +106,9 @@ def run_study(
                 todo.append((name, stage))
         logger.info("%s: %d of %d stages to run", study.name, len(todo), len(names) * len(wanted))
         plan = [
-            (f"{name} {stage}" if len(names) > 1 else stage, max(1.0, planned[name, stage] or 1.0))
+            (f"{name} {stage}" if len(names) > 1 else stage, max(1.0, each.seconds or 1.0))
             for name, stage in todo
+            for each in estimates(study, names[name], [stage], measured[name])
         ]
         view, loader = View(plan, shown), None
         for name, stage in todo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from babelscope.errors import ConfigError
+from babelscope.errors import ConfigError, did_you_mean
 from babelscope.languages import get_language
 
 _STANDARD = "tag:yaml.org,2002:"
@@ -153,13 +152,6 @@ def merged(child: Place, parent: Place) -> Place:
     return Place(over(child.node, parent.node, 0), "", {})
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """The nearest of the names, or all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(found, names, n=1)
-    return f"Did you mean {near[0]}?" if near else f"There are {', '.join(names)}."
-
-
 # What a value may be
 
 
@@ -258,8 +250,7 @@ def one_of(names: Iterable[str]) -> Take:
         wanted = f"one of {', '.join(known)}"
         found = place.text(wanted)
         if found not in known:
-            near = difflib.get_close_matches(found, known, n=1)
-            place.refuse(wanted, remedy=f"Did you mean {near[0]}?" if near else "Correct it.")
+            place.refuse(wanted, remedy=did_you_mean(found, known, "Correct it."))
         return found
 
     return take

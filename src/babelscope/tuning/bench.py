@@ -16,7 +16,7 @@ from babelscope.editing.controls import controls
 from babelscope.evaluation.evaluate import evaluate, neurons_digest
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.models.anatomy import Anatomy
-from babelscope.models.load import ModelIdentity, load_and_place
+from babelscope.models.load import ModelIdentity, load_and_place, load_model
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.tuning.adapter import Columns, locate
 from babelscope.tuning.experiment import Cell, Experiment, as_json
@@ -131,7 +131,7 @@ class _Bench:
             kind: {code: corpus.identity() for code, corpus in corpora.items()}
             for kind, corpora in self.sources.items()
         }
-        model, self.tokenizer = load_and_place(experiment.model, dtype=experiment.dtype)
+        model, self.tokenizer = load_model(experiment.model, dtype=experiment.dtype)
         self.fingerprint = ModelIdentity.of(model).fingerprint
         self.sets = {code: dict(self._sets(code)) for code in experiment.languages}
         for neurons in (each for sets in self.sets.values() for each in sets.values()):

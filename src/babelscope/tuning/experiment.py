@@ -8,7 +8,6 @@ texts and tasks that chose nothing. A training is a folder named by all that dec
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.artifacts import read_json
-from babelscope.errors import ConfigError
+from babelscope.errors import ConfigError, did_you_mean
 from babelscope.languages import get_language
 from babelscope.tuning.train import Recipe
 
@@ -89,9 +88,7 @@ class Experiment:
         known = [each.name for each in fields(cls)]
         for name in content:
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(known)}."
-                raise ConfigError(f"unknown key {name!r}. {hint}")
+                raise ConfigError(f"unknown key {name!r}. {did_you_mean(str(name), known)}")
         for name in (each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING):
             if name not in content:
                 raise ConfigError(f"{name}: wanted, found nothing. Add it.")

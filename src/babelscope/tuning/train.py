@@ -334,12 +334,12 @@ def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) ->
     from accelerate import PartialState
 
     for name in ("DEEPSPEED", "MEGATRON_LM"):
-        if _launched_with(name):
+        if launched_with(name):
             raise ConfigError(
                 f"tune was launched with {name}, whose pieces of a model it can't save or measure. Launch with FSDP "
                 "version 2 (accelerate launch --use_fsdp --fsdp_version 2), or without either if the model fits a GPU."
             )
-    if _launched_with("FSDP"):
+    if launched_with("FSDP"):
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
             raise ConfigError(f"tune wants FSDP version 2, found version {version}. Launch with --fsdp_version 2.")
         # The other kind, in shards, is read with pickle.
@@ -358,7 +358,8 @@ def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) ->
         yield folder
 
 
-def _launched_with(name: str) -> bool:
+def launched_with(name: str) -> bool:
+    """Whether accelerate's launcher asked for it: FSDP, DEEPSPEED or MEGATRON_LM."""
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 

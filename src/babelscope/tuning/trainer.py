@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from babelscope.errors import ConfigError, NumericsError
+from babelscope.tuning.train import launched_with
 
 if TYPE_CHECKING:
     from babelscope.tuning.train import Recipe
@@ -42,7 +42,7 @@ class BitsPerByteTrainer(Trainer):
 
     def __init__(self, measure: Callable[[], dict[str, float]], target: str, **options: Any) -> None:
         super().__init__(eval_dataset={}, **options)
-        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not self.is_fsdp_enabled:
+        if launched_with("FSDP") and not self.is_fsdp_enabled:
             raise ConfigError(
                 "FSDP was asked for, but accelerate shards a model over GPUs and other accelerators only, and found "
                 "none. Launch without it: every process then has the whole model (DDP)."
