@@ -27,7 +27,7 @@ def told(out):
         contextlib.redirect_stdout(text),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        patch.setattr(detection, "choose_kernel", lambda requested, elements: "eager")  # compiling would take longer
+        patch.setattr(detection, "choose_kernel", lambda requested, operations: "eager")  # compiling would take longer
         patch.setattr(demo, "demo", lambda out, **asked: short_demo(out, texts=2, draws=2, stages=stages, **asked))
         assert cli.main(["demo", "--documents", "5", "--out", str(out)]) == 0
     return text.getvalue()

@@ -80,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # Both kernels are held to be equal elsewhere; for a thousand documents it would compile.
-        patch.setattr(detection, "choose_kernel", lambda requested, elements: "eager")
+        patch.setattr(detection, "choose_kernel", lambda requested, operations: "eager")
         patch.setattr(
             demo,
             "demo",

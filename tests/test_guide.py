@@ -77,7 +77,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         # Both kernels are held to be equal elsewhere; compiling takes longer than all the rest.
-        patch.setattr(detection, "choose_kernel", lambda requested, elements: "eager")
+        patch.setattr(detection, "choose_kernel", lambda requested, operations: "eager")
         for page in GUIDE:
             names: dict[str, Any] = {}
             for block in blocks(page):

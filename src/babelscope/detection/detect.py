@@ -490,7 +490,7 @@ def _prepare(
         seed=seed,
         shard=shard,
         token_budget=(16384 if device.type == "cuda" else 2048) if token_budget is None else token_budget,
-        kernel=choose_kernel(kernel, _exponentials(anatomy, wanted, documents, max_tokens, len(opened))),
+        kernel=choose_kernel(kernel, _operations(anatomy, wanted, documents, max_tokens, len(opened))),
         identity=ModelIdentity.of(anatomy.model).as_json(),
         settings=settings,
         processes=Processes.join(one_model=anatomy.mesh is not None),
@@ -500,10 +500,12 @@ def _prepare(
     return job
 
 
-def _exponentials(anatomy: Anatomy, slots: Iterable[str], documents: int | None, tokens: int, languages: int) -> int:
-    """About how many exponentials the attention impacts of the whole job need."""
-    per_document = sum(layer.attention.n_heads * layer.attention.head_dim for layer in anatomy.layers) * tokens**2 // 2
-    return per_document * len({"q", "k"} & set(slots)) * languages * (documents or 1000)
+def _operations(anatomy: Anatomy, slots: Iterable[str], documents: int | None, tokens: int, languages: int) -> int:
+    """About how many exponentials the attention impacts of the whole job need, and a tenth of what it sums."""
+    layers = range(anatomy.n_layers)
+    exponentials = sum(layer.attention.n_heads * layer.attention.head_dim for layer in anatomy.layers) * tokens**2 // 2
+    summed = sum(anatomy.width(slot, layer) for slot in slots for layer in layers) * tokens
+    return (exponentials * len({"q", "k"} & set(slots)) + summed // 10) * languages * (documents or 1000)
 
 
 def _chained(parts: list[Corpus]) -> Corpus:

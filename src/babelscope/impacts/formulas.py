@@ -133,4 +133,5 @@ def value_squares(output_input_BTC: Tensor, gram_GDRR: Tensor) -> Tensor:
     groups, width, heads, _ = gram_GDRR.shape
     batch, tokens, _ = output_input_BTC.shape
     states = output_input_BTC.reshape(batch, tokens, groups, heads, width).permute(0, 2, 4, 3, 1)
+    states = states.contiguous()  # once; the product would copy each of its sides
     return ((states @ states.transpose(-1, -2)) * gram_GDRR).sum((-1, -2)).clamp_min(0).flatten(1)

@@ -28,12 +28,13 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from babelscope.errors import ConfigError, MissingDependencyError
+from babelscope.impacts.compiling import compiled
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,12 @@ def impact_squares(
         for result, change, mark, extreme in zip(results, changes, marked, extremes, strict=True):
             part = change.block(start, stop, low, high)
             if not swept:
-                block = sums(probabilities, scores, weight, part, attention.cap, sink)
+                # Sizes of 1 are compiled apart; the one row left over after the last whole block is not worth that.
+                summed = _eager_sums if stop - start == 1 else sums
+                block = summed(
+                    probabilities, scores, weight, part.rows, part.columns, part.row_gain, part.column_gain,
+                    attention.cap, sink,
+                )  # fmt: skip
                 result += block.masked_fill_(mark, 0)
             _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
     return results
@@ -215,11 +221,18 @@ def _expm1(values: Tensor) -> Tensor:
 
 
 def _eager_sums(
-    probabilities: Tensor, scores: Tensor, weight: Tensor, part: Change, cap: float | None, sink: Tensor | None
+    probabilities: Tensor,
+    scores: Tensor,
+    weight: Tensor,
+    rows: tuple[Tensor, ...],
+    columns: tuple[Tensor, ...],
+    row_gain: Tensor | None,
+    column_gain: Tensor | None,
+    cap: float | None,
+    sink: Tensor | None,
 ) -> Tensor:
-    pairs, heads, rows, keys = probabilities.shape
-    channels = part.rows[0].shape[3]
-    step = max(1, EAGER_ELEMENTS // (heads * rows * keys * channels))
+    pairs, heads, block, keys = probabilities.shape
+    step = max(1, EAGER_ELEMENTS // (heads * block * keys * rows[0].shape[3]))
     chunks = []
     for first in range(0, pairs, step):
         take = slice(first, first + step)
@@ -228,10 +241,10 @@ def _eager_sums(
                 probabilities[take],
                 scores[take],
                 weight[take],
-                tuple(row[take] for row in part.rows),
-                tuple(column[take] for column in part.columns),
-                None if part.row_gain is None else part.row_gain[take],
-                None if part.column_gain is None else part.column_gain[take],
+                tuple(row[take] for row in rows),
+                tuple(column[take] for column in columns),
+                None if row_gain is None else row_gain[take],
+                None if column_gain is None else column_gain[take],
                 cap,
                 None if sink is None else sink[take],
             )
@@ -265,40 +278,10 @@ def _triton_sums(attention: Attention, changes: list[Change]) -> list[Tensor] | 
 
 @functools.cache
 def _compiled_sums() -> Callable[..., Tensor]:
-    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
-
     # By default the compiler stores an intermediate that three reductions read, here all I x J x C of it: four times
     # slower, and the memory is gone. With these thresholds it computes it inside their one loop.
-    options: dict[str, Any] = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
-    fused = torch.compile(_fused_sums, dynamic=True, fullgraph=True, options=options)
-    broken: list[Exception] = []
-
-    def sums(
-        probabilities: Tensor, scores: Tensor, weight: Tensor, part: Change, cap: float | None, sink: Tensor | None
-    ) -> Tensor:
-        # Sizes of 1 are compiled apart; the one row left over after the last whole block is not worth that.
-        if broken or probabilities.shape[2] == 1:
-            return _eager_sums(probabilities, scores, weight, part, cap, sink)
-        try:
-            return fused(
-                _any_size(probabilities),
-                _any_size(scores),
-                _any_size(weight),
-                tuple(_any_size(row) for row in part.rows),
-                tuple(_any_size(column) for column in part.columns),
-                None if part.row_gain is None else _any_size(part.row_gain),
-                None if part.column_gain is None else _any_size(part.column_gain),
-                cap,
-                None if sink is None else _any_size(sink),
-            )
-        except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
-            # Not left to torch.compile, which would run the block in one piece: I x J x C values for every head.
-            logger.warning("the fused attention impact could not be compiled, so it runs eagerly, several times slower")
-            logger.debug("torch.compile: %s", error)
-            broken.append(error)
-            return _eager_sums(probabilities, scores, weight, part, cap, sink)
-
-    return sums
+    options = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
+    return compiled(_fused_sums, _eager_sums, _any_size, "the fused attention impact", options)
 
 
 def _any_size(tensor: Tensor) -> Tensor:
@@ -364,23 +347,23 @@ def _add_written_out(
         result[pair, head, channel] += (squares * weight[pair]).sum(1)
 
 
-def choose_kernel(requested: KernelName, elements: int) -> KernelName:
+def choose_kernel(requested: KernelName, operations: int) -> KernelName:
     """Settles `auto`: Triton on a GPU, else torch.compile where that repays some ten seconds, else eager; and logs it.
 
     Args:
         requested: what the user asked for; anything but `auto` is kept.
-        elements: exponentials that the whole job will need, about.
+        operations: exponentials that the whole job will need, about; a sum over tokens costs a tenth of one.
 
     Raises:
         MissingDependencyError: `triton` was asked for and is not installed.
         ConfigError: `triton` was asked for where there is no GPU.
     """
-    chosen, why = _chosen(requested, elements)
-    logger.info("attention impacts: the %s kernel, %s", chosen, why)
+    chosen, why = _chosen(requested, operations)
+    logger.info("impacts: the %s kernel, %s", chosen, why)
     return chosen
 
 
-def _chosen(requested: KernelName, elements: int) -> tuple[KernelName, str]:
+def _chosen(requested: KernelName, operations: int) -> tuple[KernelName, str]:
     has_triton, has_gpu = importlib.util.find_spec("triton") is not None, torch.cuda.is_available()
     if requested == "triton":
         if not has_triton:
@@ -394,11 +377,11 @@ def _chosen(requested: KernelName, elements: int) -> tuple[KernelName, str]:
         return requested, "as asked"
     if has_triton and has_gpu:
         return "triton", "for there is a GPU"
-    if elements < 2_000_000_000:
-        return "eager", f"for {elements:.1e} exponentials do not repay a compilation"
+    if operations < 2_000_000_000:
+        return "eager", f"for {operations:.1e} operations do not repay a compilation"
     if not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         logger.warning(
-            "no C++ compiler found, so the attention impacts run eagerly, several times slower: install g++ or clang"
+            "no C++ compiler found, so the impacts are computed eagerly, several times slower: install g++ or clang"
         )
         return "eager", "without a compiler"
-    return "compiled", f"for {elements:.1e} exponentials"
+    return "compiled", f"for {operations:.1e} operations"

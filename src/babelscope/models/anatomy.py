@@ -99,6 +99,13 @@ class LayerAnatomy:
     attention: AttentionAnatomy
     ffn: FeedForwardAnatomy
 
+    def width(self, slot: str) -> int:
+        """Number of units of a slot."""
+        if slot == "ffn":
+            return self.ffn.n_experts * self.ffn.width
+        heads = self.attention.n_heads if slot in ("q", "o") else self.attention.n_kv_heads
+        return heads * self.attention.head_dim
+
 
 @dataclass(eq=False)
 class Anatomy:
@@ -180,12 +187,7 @@ class Anatomy:
 
     def width(self, slot: str, layer: int) -> int:
         """Number of units of a slot in a layer."""
-        part = self.layers[layer]
-        slot = resolve_slots((slot,))[0]
-        if slot == "ffn":
-            return part.ffn.n_experts * part.ffn.width
-        heads = part.attention.n_heads if slot in ("q", "o") else part.attention.n_kv_heads
-        return heads * part.attention.head_dim
+        return self.layers[layer].width(resolve_slots((slot,))[0])
 
     def widths(self) -> dict[str, list[int]]:
         """Units by slot and layer."""

@@ -7,7 +7,7 @@ Axes: `B` sequences, `T` tokens, `H` query heads, `G` kv heads, `R` = H / G, `D`
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, key_change, norm_gain, query_change, value_squares, weight_gram
 from babelscope.impacts.kernels import Attention, Change, compute_dtype, impact_squares
+from babelscope.impacts.sums import TERMS, Term, token_sums
 from babelscope.models.anatomy import LayerAnatomy, dense_weight
 from babelscope.models.interfaces import TAPS, block_bias, experts_forward
 from babelscope.models.parallel import matching
 
 if TYPE_CHECKING:
     from babelscope.models.observe import Observer
-
-_TOKEN_CHUNK = 32
-"""Tokens whose intermediate units are squared at once on a CPU: the temporary stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,33 @@ class LayerTap:
         self._call: dict[str, Any] = {}
         self._positive: Tensor | None = None
         self._constants: dict[str, Tensor] = {}
+        self._room = torch.empty(0)
 
     def clear(self) -> None:
-        """Forgets the last batch."""
+        """Forgets the last batch, and takes the memory for what the next will show.
+
+        Taken for all layers before a pass, for a CPU's allocator can't give temporaries back from below small results
+        that are younger: a tenth of the peak.
+        """
         self.impact, self.activation, self._raw, self._call, self._positive = {}, {}, {}, {}, None
+        observer = self.observer
+        units = sum(map(self.layer.width, observer.slots))
+        each = len(observer.counted) * (4 if observer.activations else 1)
+        self._room = torch.empty(units * each if observer.counted.device.type == "cpu" else 0)
+
+    def _kept(self, values: Tensor) -> Tensor:
+        """The same in the memory taken for it, if that is of its kind and there is enough."""
+        room = self._room
+        if (values.device, values.dtype) != (room.device, room.dtype) or values.numel() > room.numel():
+            return values
+        taken, self._room = self._room[: values.numel()], self._room[values.numel() :]
+        return taken.view(values.shape).copy_(values)
+
+    def _scored(self, slot: str, impact: Tensor) -> None:
+        self.impact[slot] = self._kept(impact)
+
+    def _saw(self, slot: str, positive: Tensor, total: Tensor, squares: Tensor) -> None:
+        self.activation[slot] = Activation(*map(self._kept, (positive, total, squares)))
 
     def constant(self, name: str, build: Callable[[], Tensor]) -> Tensor:
         """A weight-only quantity, computed once per observer."""
@@ -109,7 +130,7 @@ class LayerTap:
                 continue
             values = projection.take(output)
             if asked and self.observer.activations:
-                self.activation[slot] = self._sums(values)
+                self._saw(slot, **self._sums(values))
             if kept:
                 self._raw[slot] = values
 
@@ -202,7 +223,7 @@ class LayerTap:
             norm = part.query_norm if slot == "q" else part.key_norm
             if norm is not None and over_heads(norm, width):
                 squares = squares + self._other_heads(attention, slot, gain[slot], batch)
-            self.impact[slot] = squares.clamp_min(0).sqrt()
+            self._scored(slot, squares.clamp_min(0).sqrt())
         self._raw, self._call = {}, {}
 
     def _squares(self, attention: Attention, changes: list[Change]) -> list[Tensor]:
@@ -255,9 +276,9 @@ class LayerTap:
         rows = -attention.query
         squares = self._squares(attention, [Change((rows,), (attention.key,))])[0]
         if "q" in self.observer.slots:
-            self.impact["q"] = squares.reshape(batch, -1)
+            self._scored("q", squares.reshape(batch, -1))
         if "k" in self.observer.slots:
-            self.impact["k"] = squares.amax(1).reshape(batch, -1)
+            self._scored("k", squares.amax(1).reshape(batch, -1))
         self._raw, self._call = {}, {}
 
     def _weight(self, module: nn.Module, states: Tensor) -> Tensor:
@@ -274,26 +295,27 @@ class LayerTap:
         if self.observer.measure == "released":
             magnitude = (states.abs().to(wide) * counted[..., None]).sum(1)
             grouped = magnitude.reshape(len(states), kv_heads, -1, part.head_dim).amax(2)
-            self.impact["v"] = grouped.flatten(1)
+            self._scored("v", grouped.flatten(1))
             return
         if sums is not None:
             norms = self.constant("o", lambda: self._weight(module, states).norm(dim=0))
-            squares = sums.squares.sqrt() * norms
+            impact = sums["squares"].sqrt() * norms
             if "o" in slots:
-                self.impact["o"] = squares
+                self._scored("o", impact)
             if "v" in slots and part.n_heads == part.n_kv_heads:
-                self.impact["v"] = squares
+                self._scored("v", impact)
             if "o" in slots and self.observer.activations:
-                self.activation["o"] = sums
+                self._saw("o", **sums)
         if "v" in slots and "v" not in self.impact:
             gram = self.constant("v", lambda: weight_gram(self._weight(module, states), kv_heads, part.head_dim))
-            self.impact["v"] = value_squares(states.to(wide) * counted[..., None], gram).sqrt()
+            self._scored("v", value_squares(states.to(wide) * counted[..., None], gram).sqrt())
 
     # -- FFN -------------------------------------------------------------------------------------------------------
 
     def _after_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         assert self.layer.ffn.gate is not None
-        self._positive = self._count_positive(self.layer.ffn.gate.take(output))
+        values = self._by_sequence(self.layer.ffn.gate.take(output))
+        self._positive = self._sums(values, "positive")["positive"]
 
     def _after_up(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Published code: sum over tokens of |up(x)|; no gate, no W_down."""
@@ -301,19 +323,19 @@ class LayerTap:
         values = self._by_sequence(self.layer.ffn.up.take(output))
         wide = compute_dtype(values)
         counted = self.observer.counted_on(values.device)
-        self.impact["ffn"] = (values.abs().to(wide) * counted[..., None]).sum(1)
+        self._scored("ffn", (values.abs().to(wide) * counted[..., None]).sum(1))
 
     def _before_down(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         states = self._by_sequence(args[0])
         gated = self.layer.ffn.gate is not None
-        sums = self._sums(states, positive=not gated)
-        if self.observer.activations:
-            positive = self._positive if gated and self._positive is not None else sums.positive
-            self.activation["ffn"] = Activation(positive, sums.total, sums.squares)
-            self._positive = None
+        sums = self._sums(states, "squares", "total") if gated and self.observer.activations else self._sums(states)
+        if self._positive is not None:
+            sums["positive"] = self._positive
+        if "positive" in sums:
+            self._saw("ffn", **sums)
         if self.observer.measure == "exact":
             norms = self.constant("ffn", lambda: self._weight(module, states).norm(dim=0))
-            self.impact["ffn"] = sums.squares.sqrt() * norms
+            self._scored("ffn", sums["squares"].sqrt() * norms)
 
     def on_experts(self, module: nn.Module, hidden: Tensor, expert_ids: Tensor, routing: Tensor) -> Tensor:
         """The experts' forward pass, expert by expert, reading each routed token's intermediate units.
@@ -348,12 +370,12 @@ class LayerTap:
 
         result = experts_forward(module, hidden, expert_ids, routing, visit)
         if released:
-            self.impact["ffn"] = magnitude.flatten(1)
+            self._scored("ffn", magnitude.flatten(1))
         else:
             norms = self.constant("ffn", lambda: down.to(wide).norm(dim=1).flatten())
-            self.impact["ffn"] = squares.flatten(1).sqrt() * norms
+            self._scored("ffn", squares.flatten(1).sqrt() * norms)
         if self.observer.activations:
-            self.activation["ffn"] = Activation(positive.flatten(1), total.flatten(1), activity.flatten(1))
+            self._saw("ffn", positive.flatten(1), total.flatten(1), activity.flatten(1))
         return result
 
     # -- sums over tokens ------------------------------------------------------------------------------------------
@@ -362,42 +384,11 @@ class LayerTap:
         """[B, T, N]; OPT flattens sequences and tokens before its FFN."""
         return states if states.ndim == 3 else states.view(*self.observer.counted.shape, -1)
 
-    def _sums(self, states_BTN: Tensor, positive: bool = True) -> Activation:
-        """Sums over the counted tokens, each [B, N], in chunks of tokens that stay in a CPU's cache.
-
-        Not in place: sums that are older than the temporaries around them keep the allocator from giving those back.
-        """
-        wide = compute_dtype(states_BTN)
-        squares, total, above = (
-            states_BTN.new_zeros(len(states_BTN), 1, states_BTN.shape[2], dtype=wide) for _ in range(3)
-        )
-        for part, weight in self._chunks(states_BTN):
-            squares = torch.baddbmm(squares, weight, part * part)
-            if self.observer.activations:
-                total = torch.baddbmm(total, weight, part)
-                if positive:
-                    above = torch.baddbmm(above, weight, _above_zero(part))
-        return Activation(above[:, 0], total[:, 0], squares[:, 0])
-
-    def _count_positive(self, states: Tensor) -> Tensor:
-        states_BTN = self._by_sequence(states)
-        found = states_BTN.new_zeros(len(states_BTN), 1, states_BTN.shape[2], dtype=compute_dtype(states_BTN))
-        for part, weight in self._chunks(states_BTN):
-            found = torch.baddbmm(found, weight, _above_zero(part))
-        return found[:, 0]
-
-    def _chunks(self, states_BTN: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens in the compute precision, [B, C, N], and 1 where they count, [B, 1, C]."""
-        wide = compute_dtype(states_BTN)
-        weight = self.observer.counted_on(states_BTN.device).to(wide)[:, None]
-        chunk = states_BTN.shape[1] if states_BTN.is_cuda else _TOKEN_CHUNK
-        for start in range(0, states_BTN.shape[1], chunk):
-            yield states_BTN[:, start : start + chunk].to(wide), weight[:, :, start : start + chunk]
-
-
-def _above_zero(values: Tensor) -> Tensor:
-    """1 where above 0, else 0, as numbers: on a CPU several times faster than by way of truth values."""
-    return values.clamp_min(0).sign_()
+    def _sums(self, states_BTN: Tensor, *terms: Term) -> dict[Term, Tensor]:
+        """Over the counted tokens, each [B, N]; of everything, for activations, or of what is named."""
+        wanted = terms or (TERMS if self.observer.activations else ("squares",))
+        counted = self.observer.counted_on(states_BTN.device)
+        return dict(zip(wanted, token_sums(states_BTN, counted, wanted, self.observer.kernel), strict=True))
 
 
 def over_heads(norm: nn.Module, head_dim: int) -> bool:

@@ -1,0 +1,127 @@
+"""Sums over tokens against plain Python, in every order of storage that a model hands over."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from babelscope.detection.detect import _operations
+from babelscope.impacts import sums
+from babelscope.impacts.sums import TERMS, token_sums
+from babelscope.models.anatomy import Anatomy
+from babelscope.models.observe import Observer
+from impacts.test_kernels import needs_a_compiler
+from tiny import tiny_model
+
+
+def by_hand(states: Tensor, counted: Tensor) -> list[Tensor]:
+    """The sums of `TERMS`, value by value in Python, exactly rounded."""
+    found = [torch.zeros(len(states), states.shape[2], dtype=torch.float64) for _ in TERMS]
+    for sequence, (rows, count) in enumerate(zip(states.tolist(), counted.tolist(), strict=True)):
+        for unit in range(states.shape[2]):
+            values = [row[unit] for row, counts in zip(rows, count, strict=True) if counts]
+            found[0][sequence, unit] = math.fsum(value * value for value in values)
+            found[1][sequence, unit] = math.fsum(values)
+            found[2][sequence, unit] = len([value for value in values if value > 0])
+    return found
+
+
+def states(batch: int, tokens: int, units: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(batch + tokens)
+    counted = torch.rand(batch, tokens, generator=generator) < 0.8
+    values = torch.randn(batch, tokens, units, generator=generator)
+    values[:, :, 0] = 0  # neither above 0 nor below
+    return values.to(dtype), counted
+
+
+SHAPES = [(2, 32, 5), (3, 32, 32), (2, 47, 7), (1, 64, 6), (1, 33, 6), (4, 5, 3), (16, 16, 16), (1, 1, 1)]
+
+
+def agree(values: Tensor, counted: Tensor, kernel: str) -> None:
+    found = token_sums(values, counted, TERMS, kernel)  # type: ignore[arg-type]
+    exact = by_hand(values, counted)
+    tolerance = 1e-12 if values.dtype == torch.float64 else 1e-5
+    for one, other in zip(found, exact, strict=True):
+        assert one.dtype == (torch.float64 if values.dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found[2].double(), exact[2])
+    assert torch.equal(token_sums(values, counted, ("positive",), kernel)[0], found[2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_sums_are_those_of_the_counted_tokens(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    agree(*states(*shape, dtype), "eager")
+
+
+@needs_a_compiler
+def test_compiled_for_every_shape_and_order_of_storage(caplog: pytest.LogCaptureFixture) -> None:
+    """Batches differ in size and length, and projections that share a matrix hand over slices of its rows."""
+    with caplog.at_level(logging.WARNING):
+        for shape in SHAPES:
+            values, counted = states(*shape)
+            agree(values, counted, "compiled")
+            beside = torch.cat([values, values, values], dim=2)
+            for first in (0, shape[2], 2 * shape[2]):
+                agree(beside[..., first : first + shape[2]], counted, "compiled")
+    assert not caplog.text, "after eight compilations of a function it runs eagerly"
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_compiled_in_other_precisions(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()  # one process, one precision: each has eight compilations for itself
+    agree(*states(2, 40, 5, dtype), "compiled")
+
+
+def test_what_cannot_be_compiled_is_summed_in_chunks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    def broken(*args: object) -> list[Tensor]:
+        raise FailOnRecompileLimitHit("on purpose")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
+    sums._compiled.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            agree(*states(3, 50, 5), "compiled")
+        assert caplog.text.count("could not be compiled") == 1
+    finally:
+        sums._compiled.cache_clear()
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("name", ["llama", "opt", "phi3", "qwen3"])
+def test_observed_models_show_the_same(name: str) -> None:
+    """Impacts and activations of v, o and ffn, padding on the right, 41 tokens: two whole groups and nine."""
+    anatomy = Anatomy(tiny_model(name, torch.float64), ("v", "o", "ffn"))
+    ids = torch.randint(3, 40, (2, 41), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 30:] = 0
+    shown = []
+    for kernel in ("eager", "compiled"):
+        with Observer(anatomy, kernel=kernel, activations=True) as observer:  # type: ignore[arg-type]
+            found = observer.run(ids, mask)
+        sums = [
+            values
+            for slot in anatomy.slots
+            for seen in found.activation[slot]
+            for values in (seen.positive, seen.total, seen.squares)
+        ]
+        shown.append([values for slot in anatomy.slots for values in found.impact[slot]] + sums)
+    assert len(shown[0]) == 3 * anatomy.n_layers * 4
+    for one, other in zip(*shown, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_a_job_without_queries_and_keys_is_compiled_when_that_is_repaid() -> None:
+    anatomy = Anatomy(tiny_model("llama"), ("ffn",))
+    units = sum(anatomy.width("ffn", layer) for layer in range(anatomy.n_layers))
+    assert _operations(anatomy, ("ffn",), 1000, 50, 2) == units * 50 // 10 * 1000 * 2
+    assert _operations(anatomy, ("ffn", "q"), 1000, 50, 2) > _operations(anatomy, ("ffn",), 1000, 50, 2)
