@@ -5,9 +5,9 @@
     babelscope detect ...; babelscope tune --experiment OUT/experiment.json --out OUT/run     (as this script prints)
 
 tinybabel: the four low-resource languages, on documents like those of the model's training (half of them solved tasks,
-of indices that the training did not reach), scored on the four tasks and on bits per byte. real: Swahili and Indonesian
-on `--join` lines of a corpus per document; lines 0 to 300 of parallel texts choose the rate and the step, lines 300 to
-700 are reported.
+of indices that the training did not reach), scored on the four tasks and on bits per byte; `--page 10` makes pages of
+ten of them a document, and keeps the other languages by pages of theirs. real: Swahili and Indonesian on `--join` lines
+of a corpus per document; lines 0 to 300 of parallel texts choose the rate and the step, lines 300 to 700 are reported.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.tinybabel.grammar import LANGUAGES
+from babelscope.tinybabel.recipe import training_document
 from babelscope.tinybabel.tasks import TASKS, items
 from babelscope.tinybabel.texts import document
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--corpora", help="files of lines, with {} for the language's code")
     parser.add_argument("--parallel", action="append", default=[], metavar="LANGUAGE=FILE", help="files of lines")
     parser.add_argument("--join", type=int, default=5, help="lines of a document or text")
+    parser.add_argument("--page", type=int, help="tinybabel: documents of a page")
     parser.add_argument("--budget", type=float, default=0.03, help="share of all units")
     parser.add_argument("--documents", default="400")
     parser.add_argument("--seeds", type=int, default=1)
@@ -51,7 +53,7 @@ def main() -> None:
         "documents": [int(each) for each in options.documents.split(",")],
         "seeds": list(range(options.seeds)),
     }
-    asked |= tinybabel(options.out) if options.world == "tinybabel" else real(options)
+    asked |= tinybabel(options.out, options.page) if options.world == "tinybabel" else real(options)
     (options.out / "experiment.json").write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     codes = [*asked["languages"], *asked["others"]]
     source = "tinybabel:{}" if options.world == "tinybabel" else asked["corpus"]
@@ -60,22 +62,35 @@ def main() -> None:
     print(f"babelscope tune --experiment {options.out / 'experiment.json'} --out {options.out / 'run'}")
 
 
-def tinybabel(out: Path) -> dict[str, Any]:
+def tinybabel(out: Path, page: int | None) -> dict[str, Any]:
+    """Writes the documents of the four languages, and with pages those of all ten to keep them by."""
+    if page is None:
+        alternate(out)
+    else:
+        for name, first, pages, codes in (("corpus", UNSEEN, 800, LOW_RESOURCE), ("keep", 2 * UNSEEN, 100, LANGUAGES)):
+            for code in codes:
+                starts = range(first, first + pages * page, page)
+                texts = ("\n".join(training_document(code, at + each) for each in range(page)) for at in starts)
+                write(out / name / f"{code}.jsonl", texts)
+    return {
+        "languages": LOW_RESOURCE,
+        "others": [code for code in LANGUAGES if code not in LOW_RESOURCE],
+        "corpus": str(out / "corpus" / "{}.jsonl"),
+        "keep": None if page is None else str(out / "keep" / "{}.jsonl"),
+        "validation": "tinybabel:{}:validation",
+        "test": "tinybabel:{}:test",
+        "tasks": ["tinybabel"],
+        "limit": 100,
+    }
+
+
+def alternate(out: Path) -> None:
     """Writes 1,000 documents per language: texts, and solved tasks in turn."""
     for code in LOW_RESOURCE:
         solved = {task: list(islice(items(task, code, "train", start=start(task)), 125)) for task in TASKS}
         tasks = [f"{item.prompt} {item.answer}" for row in zip(*solved.values(), strict=True) for item in row]
         texts = [document(code, "train", UNSEEN + index) for index in range(len(tasks))]
         write(out / "corpus" / f"{code}.jsonl", (text for pair in zip(texts, tasks, strict=True) for text in pair))
-    return {
-        "languages": LOW_RESOURCE,
-        "others": [code for code in LANGUAGES if code not in LOW_RESOURCE],
-        "corpus": str(out / "corpus" / "{}.jsonl"),
-        "validation": "tinybabel:{}:validation",
-        "test": "tinybabel:{}:test",
-        "tasks": ["tinybabel"],
-        "limit": 100,
-    }
 
 
 def start(task: str) -> int:

@@ -199,8 +199,9 @@ def test_a_changed_setting_makes_other_cells(content: dict[str, Any]) -> None:
     changed = [
         folder(recipe={**RECIPE, "epochs": 2}), folder(seeds=[4]), folder(texts=5), folder(dtype="bfloat16"),
         folder(validation=content["test"], test=content["validation"]), folder(rates={"neurons": [1e-3]}),
+        folder(keep=content["corpus"]),
     ]  # fmt: skip
-    assert len({same, *changed}) == 7
+    assert len({same, *changed}) == 8
 
 
 def test_the_plan_counts_what_is_done(content: dict[str, Any], done: Any, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from babelscope.errors import NumericsError, UnsupportedModelError
 from babelscope.tuning.proof import changes
 from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, pack
 from babelscope.tuning.trainer import BitsPerByteTrainer
-from builders import byte_llama, byte_tokenizer
+from builders import byte_llama, byte_tokenizer, make_texts
 from tuning.cases import logits_of, neurons_of
 from tuning.test_train import HELD, RECIPE, TEXTS
 
@@ -58,6 +58,11 @@ def tuned(folder: Path, neurons: NeuronSet | None, model: nn.Module | None = Non
         model or byte_llama(), byte_tokenizer(), neurons, FEW, held_out=HELD, language="sw", run_dir=folder,
         **{**RECIPE, **options},
     )  # fmt: skip
+
+
+def keeping(keeps: bool) -> dict[str, Any]:
+    """Few blocks of another language, so that some batches of some process have none."""
+    return {"keep": {"zh": make_texts("zh", 9)}, "keep_share": 0.4} if keeps else {}
 
 
 def shard_on_the_cpu() -> None:
@@ -99,7 +104,7 @@ def start(sharded: bool, task: Callable[..., None], *arguments: Any) -> list[int
     return [child.exitcode for child in children]
 
 
-def train(rank: int, folder: Path, killed: bool, whole: bool) -> None:
+def train(rank: int, folder: Path, killed: bool, whole: bool, keeps: bool) -> None:
     evaluate, calls = BitsPerByteTrainer.evaluate, itertools.count(1)
 
     def counting(self: Any, *args: Any, **options: Any) -> Any:
@@ -109,21 +114,25 @@ def train(rank: int, folder: Path, killed: bool, whole: bool) -> None:
         return evaluate(self, *args, **options)
 
     BitsPerByteTrainer.evaluate = counting  # type: ignore[method-assign]
-    result = tuned(folder, None if whole else few_neurons())
+    result = tuned(folder, None if whole else few_neurons(), **keeping(keeps))
     held = [each.to_local() if isinstance(each, DTensor) else each for each in result.model.parameters()]
     about = {"after": dict(result.after), "parameters": result.parameters, "held": sum(each.numel() for each in held)}
     (folder.parent / f"rank-{rank}.json").write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize(("sharded", "whole"), [(False, False), (True, False), (True, True)])
-def test_killed_and_resumed_they_give_the_curve_of_one(sharded: bool, whole: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sharded", "whole", "keeps"),
+    [(False, False, False), (False, False, True), (True, False, True), (True, True, False)],
+)
+def test_killed_and_resumed_they_give_the_curve_of_one(sharded: bool, whole: bool, keeps: bool, tmp_path: Path) -> None:
     folder, run = tmp_path / "alone", tmp_path / "run"
-    one = tuned(folder, None if whole else few_neurons())
-    assert len(pack(byte_tokenizer(), FEW, 24)) % 4, "the last batch is not full"
-    assert start(sharded, train, run, True, whole) == [KILLED, KILLED]
+    one = tuned(folder, None if whole else few_neurons(), **keeping(keeps))
+    if not keeps:
+        assert len(pack(byte_tokenizer(), FEW, 24)) % 4, "the last batch is not full"
+    assert start(sharded, train, run, True, whole, keeps) == [KILLED, KILLED]
     kept = sorted(int(path.name.partition("-")[2]) for path in (run / CHECKPOINTS).iterdir())
     assert len(kept) == 2
-    assert start(sharded, train, run, False, whole) == [0, 0]
+    assert start(sharded, train, run, False, whole, keeps) == [0, 0]
 
     two = json.loads((run / HISTORY).read_text())
     steps, expected = two["history"]["steps"], one.history["steps"]
@@ -154,7 +163,7 @@ def test_killed_and_resumed_they_give_the_curve_of_one(sharded: bool, whole: boo
     assert {path.name for path in run.iterdir()} - {".lock"} == {"run.json", HISTORY, file.parts[0]}
     if not whole:
         model = byte_llama()
-        merged = tuned(run, few_neurons()).merge()
+        merged = tuned(run, few_neurons(), **keeping(keeps)).merge()
         assert changes(model, merged, few_neurons()).exact
         ids = torch.arange(3, 40)[None]
         adapted = PeftModel.from_pretrained(model, folder / ADAPTER)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
@@ -22,8 +22,8 @@ from babelscope import Anatomy, NeuronAdapterConfig, NeuronSet
 from babelscope.errors import ConfigError, DataError, MissingDependencyError, NumericsError, RunFolderError
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.tuning.proof import changes
-from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, pack
-from babelscope.tuning.trainer import BitsPerByteTrainer
+from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, Recipe, pack
+from babelscope.tuning.trainer import BitsPerByteTrainer, arguments
 from builders import BOS, byte_llama, byte_tokenizer, make_texts
 from tuning.cases import logits_of, neurons_of
 
@@ -249,6 +249,92 @@ def test_other_things_to_train() -> None:
     assert untouched == []
 
 
+KEPT = make_texts("fr", 30)
+
+
+@pytest.mark.parametrize("kind", ["neurons", "lora"])
+def test_the_loss_of_kept_blocks_is_how_far_predictions_have_moved(kind: str, tmp_path: Path) -> None:
+    """By hand in float64: the target's tokens by their likelihood, others by the divergence from the base."""
+    model = byte_llama()
+    lora = LoraConfig(task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, lora if kind == "lora" else NeuronAdapterConfig.from_neurons(neurons_of(model)))
+    with torch.no_grad():
+        for place, each in enumerate(p for p in adapted.parameters() if p.requires_grad):
+            each.copy_(torch.randn(each.shape, generator=torch.Generator().manual_seed(place)) / 10)
+    blocks = [*pack(byte_tokenizer(), TEXTS[:2], 24), *pack(byte_tokenizer(), KEPT[:2], 24)]
+    marked = [{**block, "kept": torch.tensor(place % 2 == 1)} for place, block in enumerate(blocks)]
+    args = arguments(Recipe(**RECIPE), len(blocks), tmp_path, whole=False, fresh=True)
+    trainer = BitsPerByteTrainer(dict, "sw", 2.5, model=adapted, args=args, train_dataset=marked)
+    batch = {name: torch.stack([block[name] for block in marked]) for name in marked[0]}
+    found = trainer.compute_loss(adapted, dict(batch))
+
+    total, count, far = 0.0, 0, 0.0
+    for block in marked:
+        now, before = (
+            logits_of(each, block["input_ids"][None], block["attention_mask"][None])[0].double().log_softmax(-1)
+            for each in (adapted, byte_llama())
+        )
+        for place in range(1, int(block["attention_mask"].sum())):
+            divergence = float((before[place - 1].exp() * (before[place - 1] - now[place - 1])).sum())
+            own = -float(now[place - 1][block["input_ids"][place]])
+            total += 2.5 * divergence if block["kept"] else own
+            far += divergence
+            count += 1
+    assert far > 0.1, "the adapter does nothing"
+    assert float(found) == pytest.approx(total / count, rel=1e-5)
+    found.backward()
+    assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_kept_languages_move_less(whole: bool) -> None:
+    after = []
+    for keep in ({}, {"fr": KEPT}):
+        model = byte_llama()
+        neurons = None if whole else neurons_of(model)
+        result = bs.tune(
+            model, byte_tokenizer(), neurons, TEXTS, language="sw", held_out=HELD, keep=keep,
+            **{**RECIPE, "epochs": 4, "patience": 9, "learning_rate": 3e-2 if neurons is not None else 1e-3},
+        )  # fmt: skip
+        assert result.after["sw"] < result.before["sw"] - 0.1
+        after.append(result.after["fr"] - result.before["fr"])
+    alone, beside = after
+    assert beside < 0 if whole else abs(beside) < 0.5 * abs(alone)
+
+
+def test_kept_blocks_are_of_every_language_as_many(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[bool, list[int]]] = []
+    step = BitsPerByteTrainer.training_step
+
+    def recording(self: Any, model: nn.Module, inputs: Any, *args: Any) -> torch.Tensor:
+        seen.extend(zip(inputs["kept"].tolist(), inputs["input_ids"].tolist(), strict=True))
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(BitsPerByteTrainer, "training_step", recording)
+    corpora = {"fr": [*HELD["fr"], *KEPT], "zh": make_texts("zh", 2)}
+    tuned(byte_llama(), keep=corpora, keep_share=0.5, documents=None)
+    own = [ids for kept, ids in seen if not kept]
+    other = [ids for kept, ids in seen if kept]
+    blocks = {name: [each["input_ids"].tolist() for each in pack(byte_tokenizer(), texts, 24)]
+              for name, texts in {"sw": TEXTS, "fr": KEPT, "zh": corpora["zh"]}.items()}  # fmt: skip
+    assert sorted(own) == sorted(blocks["sw"])
+    share = math.ceil(round(len(own) * 0.5) / 2)
+    assert len(blocks["zh"]) < share
+    assert sorted(other) == sorted(blocks["zh"] + blocks["fr"][:share])
+    assert f"zh: wanted {share} blocks to keep it by, found {len(blocks['zh'])}; all are used" in caplog.text
+    assert "6 of 36 documents are held out" in caplog.text
+
+
+def test_what_cannot_be_kept() -> None:
+    with pytest.raises(ConfigError, match="sw is to be trained, so it can't be kept as it is"):
+        tuned(byte_llama(), keep={"sw": KEPT})
+    for name in ("keep_share", "keep_weight"):
+        with pytest.raises(ConfigError, match="wanted epochs, keep_share, keep_weight and learning_rate above 0"):
+            tuned(byte_llama(), keep={"fr": KEPT}, **{name: 0.0})
+
+
 def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = byte_llama()
     with pytest.raises(ConfigError, match="no neurons"):
@@ -257,7 +343,7 @@ def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatc
         tuned(model, epoch=3)
     with pytest.raises(ConfigError, match="batch_size of 1 or more, found 0"):
         tuned(model, batch_size=0)
-    with pytest.raises(ConfigError, match=r"found 0, 0.01 and 0.1"):
+    with pytest.raises(ConfigError, match=r"found 0, 1.0, 4.0, 0.01 and 0.1"):
         tuned(model, epochs=0)
     with pytest.raises(DataError, match=r"too few.*Give more documents"):
         tuned(model, corpus=TEXTS[:1], held_out={})

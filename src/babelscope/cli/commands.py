@@ -107,8 +107,9 @@ def _tune(args: argparse.Namespace) -> Answer:
     missing = [name for name, value in wanted.items() if not value]
     if missing:
         raise ConfigError(f"wanted MODEL, --neurons and --corpus, found no {', no '.join(missing)}. Add it.")
-    corpora, held_out = open_corpora(args, args.corpus), open_corpora(args, args.held_out)
-    several = [language for language, source in {**held_out, **corpora}.items() if isinstance(source, list)]
+    corpora, held_out, keep = (open_corpora(args, each) for each in (args.corpus, args.held_out, args.keep))
+    sources = [*corpora.items(), *held_out.items(), *keep.items()]
+    several = [language for language, source in sources if isinstance(source, list)]
     if len(corpora) != 1 or several:
         raise ConfigError(
             f"wanted one --corpus and one source per language, found --corpus of {', '.join(corpora)}"
@@ -122,11 +123,12 @@ def _tune(args: argparse.Namespace) -> Answer:
     neurons = load_neurons(args.neurons)
     model, tokenizer = load_model(args.model, **loading(args))
     ((language, corpus),) = corpora.items()
-    options = given(args, "documents max_tokens batch_size epochs learning_rate force seed")
+    options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share keep_weight force seed")
     with log_above_progress():
         result = tune(
-            model, tokenizer, neurons, corpus, language=language, held_out=held_out, run_dir=args.out, **options
-        )
+            model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,
+            **options,
+        )  # fmt: skip
     content = {
         "out": str(args.out), "adapter": str(args.out / ADAPTER), "history": str(args.out / HISTORY),
         "language": language, "neurons": len(neurons), "parameters": result.parameters,
@@ -140,7 +142,7 @@ def _tune(args: argparse.Namespace) -> Answer:
 
 
 def _experiment(args: argparse.Namespace) -> Answer:
-    if args.model is not None or args.neurons is not None or args.corpus or args.held_out or args.merge:
+    if args.model is not None or args.neurons is not None or args.corpus or args.held_out or args.keep or args.merge:
         raise ConfigError("an --experiment says all of it in its file. Leave out MODEL and the other flags but --out.")
     quieten_transformers()
     from babelscope.tuning.bench import plan_experiment, run_experiment

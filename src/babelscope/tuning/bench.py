@@ -85,7 +85,8 @@ def plan_experiment(experiment: Experiment) -> dict[str, Any]:
     steps = evaluated = 0
     for language, documents, arm, count in further:
         trainings = len(experiment.rates_of(arm)) + count - 1
-        steps += trainings * math.ceil(math.ceil(blocks[language] * documents / plan.batch_size) * plan.epochs)
+        read = blocks[language] * documents * (1 if experiment.keep is None else 1 + plan.keep_share)
+        steps += trainings * math.ceil(math.ceil(read / plan.batch_size) * plan.epochs)
         evaluated += experiment.texts * (trainings * (plan.evaluations + 2) + count * len(experiment.measured))
     model = bench.model().train().requires_grad_(True)
     ids = torch.randint(0, model.config.vocab_size, (plan.batch_size, plan.max_tokens), device=model.device)
@@ -122,10 +123,12 @@ class _Bench:
         self.experiment, self.out, self.report = experiment, out, report
         named = {
             "corpus": experiment.languages, "validation": experiment.languages, "test": experiment.measured,
+            "keep": experiment.measured,
         }  # fmt: skip
         self.sources: dict[str, dict[str, Corpus]] = {
             kind: {code: open_corpus(getattr(experiment, kind).replace("{}", code)) for code in codes}
             for kind, codes in named.items()
+            if getattr(experiment, kind) is not None
         }
         self.identities = {
             kind: {code: corpus.identity() for code, corpus in corpora.items()}
@@ -170,12 +173,18 @@ class _Bench:
     def folder(self, cell: Cell) -> Path:
         """Of a cell, named by all that decides it."""
         kind = cell.arm if cell.arm in ("lora", "full") else "neurons"
-        decisive = [
+        decisive: list[Any] = [
             self.fingerprint, self.experiment.dtype, kind, neurons_digest(self.neurons(cell)),
             self.identities["corpus"][cell.language], self.identities["validation"][cell.language],
             self.experiment.texts, vars(Recipe(**self.experiment.recipe)), cell.documents, cell.rate, cell.seed,
         ]  # fmt: skip
+        if "keep" in self.sources:
+            decisive.append([self.identities["keep"][code] for code in self._keep(cell.language)])
         return self.out / CELLS / f"{cell.language}-{cell.documents}-{kind}-{digest(decisive)}"
+
+    def _keep(self, target: str) -> dict[str, Corpus]:
+        """What the other languages are kept by."""
+        return {code: corpus for code, corpus in self.sources.get("keep", {}).items() if code != target}
 
     def tuned(self, cell: Cell) -> Any:
         """The result of the cell's training, which is read if it is there."""
@@ -185,8 +194,8 @@ class _Bench:
         return tune(
             model, self.tokenizer, what, self.sources["corpus"][language], language=language,
             held_out={language: self.sources["validation"][language]}, held_out_documents=experiment.texts,
-            documents=cell.documents, learning_rate=cell.rate, seed=cell.seed, run_dir=self.folder(cell) / "training",
-            **experiment.recipe,
+            keep=self._keep(language), documents=cell.documents, learning_rate=cell.rate, seed=cell.seed,
+            run_dir=self.folder(cell) / "training", **experiment.recipe,
         )  # fmt: skip
 
     def train(self, cell: Cell) -> float:

@@ -25,7 +25,7 @@ ARMS = ("neurons", "random", "lora", "full")
 """Each of `neurons` is an arm of its own name; `random` matches the first of them, `lora` its number of parameters."""
 RATES = {"neurons": (3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
 """To try, where a file doesn't say."""
-RECIPE = ("max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience")
+RECIPE = ("max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience", "keep_share", "keep_weight")
 """Fields of `Recipe` that a file may set; the others vary by cell."""
 
 
@@ -44,6 +44,8 @@ class Experiment:
     """The first texts of each target's choose the step and the learning rate."""
     test: str
     """The first texts of every language are what is reported."""
+    keep: str | None = None
+    """Of the languages that are measured and are not the target: what they are kept by."""
     detection: str | None = None
     """The run of `babelscope detect` that options of `neurons` select from."""
     others: tuple[str, ...] = ()
@@ -208,6 +210,7 @@ _KEYS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "corpus": (_SOURCE, lambda value: _text(value) and "{}" in value),
     "validation": (_SOURCE, lambda value: _text(value) and "{}" in value),
     "test": (_SOURCE, lambda value: _text(value) and "{}" in value),
+    "keep": (f"{_SOURCE}, or null", _maybe(lambda value: _text(value) and "{}" in value)),
     "detection": ("the folder of a run of babelscope detect, or null", _maybe(_text)),
     "others": ("a list of languages, each once", lambda value: value == [] or _list_of(_text)(value)),
     "documents": ("a list of numbers of documents, each 2 or more", _list_of(_whole(2))),

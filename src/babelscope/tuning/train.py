@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -57,6 +58,10 @@ class Recipe:
     """Evaluations without a better result on the target's held-out texts, after which training stops."""
     held_out_documents: int = 40
     """Held-out texts per language, the first ones of each source."""
+    keep_share: float = 1.0
+    """Blocks of the languages to keep, of each as many, for one of the target."""
+    keep_weight: float = 4.0
+    """Of a token of those languages, beside one of the target; for adapters."""
     seed: int = 0
     """Of the draw of documents and of the order of blocks."""
 
@@ -66,10 +71,17 @@ class Recipe:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"wanted {name} of {low} or more, found {getattr(self, name)}. Raise it.")
-        if not (self.epochs > 0 and 0 <= self.warmup < 1 and (self.learning_rate is None or self.learning_rate > 0)):
+        positive = (
+            self.epochs,
+            self.keep_share,
+            self.keep_weight,
+            1.0 if self.learning_rate is None else self.learning_rate,
+        )
+        if not (min(positive) > 0 and 0 <= self.warmup < 1):
             raise ConfigError(
-                "wanted epochs and learning_rate above 0 and warmup from 0 to below 1, found "
-                f"{self.epochs}, {self.learning_rate} and {self.warmup}. Correct them."
+                "wanted epochs, keep_share, keep_weight and learning_rate above 0 and warmup from 0 to below 1, found "
+                f"{self.epochs}, {self.keep_share}, {self.keep_weight}, {self.learning_rate} and {self.warmup}. "
+                "Correct them."
             )
 
 
@@ -109,6 +121,7 @@ def tune(
     *,
     language: str | None = None,
     held_out: Mapping[str, Any] | None = None,
+    keep: Mapping[str, Any] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     force: bool = False,
     **recipe: Any,
@@ -123,6 +136,9 @@ def tune(
         language: of the corpus; None: the one that the set was detected for.
         held_out: language -> texts to measure bits per byte on, never trained on. Without texts of the target, the
             last tenth of its documents is held out.
+        keep: language -> texts of other languages that are to stay as they are. Their blocks are mixed in, and an
+            adapter is held to what the model said of them before it (KL divergence, in nats per token like the
+            target's loss); where all weights are trained nothing of that is left, so they are trained on themselves.
         run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it. Checkpoints hold
             torch files (optimiser, schedule, random states), which the Trainer reads with weights_only=True.
         force: accept a set of another model with the same shapes.
@@ -152,6 +168,9 @@ def tune(
     target = target or "target"
     source = open_corpus(corpus)
     sources = {name: open_corpus(each) for name, each in (held_out or {}).items()}
+    others = {name: open_corpus(each) for name, each in (keep or {}).items()}
+    if target in others:
+        raise ConfigError(f"{target} is to be trained, so it can't be kept as it is. Leave it out of keep.")
     asked = {
         "command": "tune",
         "model": ModelIdentity.of(model).fingerprint,
@@ -160,14 +179,23 @@ def tune(
         "language": target,
         "corpus": source.identity(),
         "held_out": {name: each.identity() for name, each in sources.items()},
+        "keep": {name: each.identity() for name, each in others.items()},
         "recipe": {name: getattr(plan, name) for name in Recipe.__dataclass_fields__},
     }
     texts, tests = _texts(source, sources, target, tokenizer, plan)
+    blocks = pack(tokenizer, texts, plan.max_tokens)
+    if others:
+        count = round(len(blocks) * plan.keep_share)
+        kept = _kept(others, tests, tokenizer, plan, count)
+        if neurons is None:
+            blocks += kept
+        else:
+            blocks = [{**block, "kept": torch.tensor(at >= len(blocks))} for at, block in enumerate(blocks + kept)]
     with _folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
         if run_dir is not None and (folder / HISTORY).exists():
             logger.info("%s is finished already; nothing to do", folder)
             return _finished(folder, model, target)
-        return _train(model, tokenizer, neurons, texts, tests, target, plan, folder, run_dir is not None, force)
+        return _train(model, tokenizer, neurons, blocks, tests, target, plan, folder, run_dir is not None, force)
 
 
 def pack(tokenizer: Any, texts: Iterable[str], max_tokens: int) -> list[dict[str, Tensor]]:
@@ -197,25 +225,12 @@ def _texts(
     source: Corpus, sources: Mapping[str, Corpus], target: str, tokenizer: Any, plan: Recipe
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The documents to train on, and the held-out texts by language, the target first."""
-    if not source.rewindable:
-        first = (document.text for document in source if document.text.strip())
-        source = open_corpus(list(itertools.islice(first, plan.documents)))
     tests = {
         name: list(itertools.islice((each.text for each in corpus if each.text.strip()), plan.held_out_documents))
         for name, corpus in sources.items()
     }
-    sample, _ = sample_documents(
-        source, tokenizer, documents=plan.documents, max_tokens=_UNCUT, min_tokens=1, seed=plan.seed
-    )
-    indices = {document.index for document in sample}
-    texts = [document.text for document in source if document.index in indices]
-    if target in tests:
-        kept = set(tests[target])
-        clean = [text for text in texts if text not in kept]
-        if len(clean) < len(texts):
-            logger.warning("%d of %d documents are held out, so not trained on", len(texts) - len(clean), len(texts))
-        texts = clean
-    else:
+    texts = _drawn(source, tokenizer, plan, tests.get(target, ()))
+    if target not in tests:
         count = min(plan.held_out_documents, max(1, len(texts) // 10))
         texts, tests[target] = texts[:-count], texts[-count:]
         logger.info("%s: the last %d documents are held out", target, count)
@@ -227,11 +242,43 @@ def _texts(
     return texts, {target: tests.pop(target), **tests}
 
 
+def _drawn(source: Corpus, tokenizer: Any, plan: Recipe, held_out: Iterable[str]) -> list[str]:
+    """The documents of a language that are read, in the order of their source, without those held out."""
+    if not source.rewindable:
+        first = (document.text for document in source if document.text.strip())
+        source = open_corpus(list(itertools.islice(first, plan.documents)))
+    sample, _ = sample_documents(
+        source, tokenizer, documents=plan.documents, max_tokens=_UNCUT, min_tokens=1, seed=plan.seed
+    )
+    indices, kept = {document.index for document in sample}, set(held_out)
+    texts = [document.text for document in source if document.index in indices]
+    clean = [text for text in texts if text not in kept]
+    if len(clean) < len(texts):
+        logger.warning("%d of %d documents are held out, so not trained on", len(texts) - len(clean), len(texts))
+    return clean
+
+
+def _kept(
+    sources: Mapping[str, Corpus], tests: Mapping[str, list[str]], tokenizer: Any, plan: Recipe, count: int
+) -> list[dict[str, Tensor]]:
+    """`count` blocks of the languages to keep, in turn; fewer, and it is said, if a language has no more."""
+    each = {
+        name: pack(tokenizer, _drawn(source, tokenizer, plan, tests.get(name, ())), plan.max_tokens)
+        for name, source in sources.items()
+    }
+    share = math.ceil(count / len(each))
+    for name, blocks in each.items():
+        if len(blocks) < share:
+            logger.warning("%s: wanted %d blocks to keep it by, found %d; all are used", name, share, len(blocks))
+    turns = itertools.zip_longest(*(blocks[:share] for blocks in each.values()))
+    return [block for turn in turns for block in turn if block is not None][:count]
+
+
 def _train(
     model: nn.Module,
     tokenizer: Any,
     neurons: NeuronSet | PeftConfig | None,
-    texts: list[str],
+    blocks: list[dict[str, Tensor]],
     tests: Mapping[str, list[str]],
     target: str,
     plan: Recipe,
@@ -252,11 +299,11 @@ def _train(
     set_seed(plan.seed)
     trained: Any = _with_adapter(model, neurons, force)
     whole = trained is model
-    blocks = pack(tokenizer, texts, plan.max_tokens)
     checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     trainer = BitsPerByteTrainer(
         measure,
         target,
+        plan.keep_weight,
         model=trained,
         args=arguments(plan, len(blocks), folder / CHECKPOINTS, whole=whole, fresh=checkpoint is None),
         train_dataset=blocks,
