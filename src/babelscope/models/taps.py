@@ -55,7 +55,7 @@ class LayerTap:
         """Forgets the last batch, and takes the memory for what the next will show.
 
         Taken for all layers before a pass, for a CPU's allocator can't give temporaries back from below small results
-        that are younger: a tenth of the peak.
+        that are younger: a twentieth of the peak.
         """
         self.impact, self.activation, self._raw, self._call, self._positive = {}, {}, {}, {}, None
         observer = self.observer

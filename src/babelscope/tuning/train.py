@@ -136,9 +136,9 @@ def tune(
         language: of the corpus; None: the one that the set was detected for.
         held_out: language -> texts to measure bits per byte on, never trained on. Without texts of the target, the
             last tenth of its documents is held out.
-        keep: language -> texts of other languages that are to stay as they are. Their blocks are mixed in, and an
-            adapter is held to what the model said of them before it (KL divergence, in nats per token like the
-            target's loss); where all weights are trained nothing of that is left, so they are trained on themselves.
+        keep: language -> texts of other languages that are to stay as they are. Blocks of the first ones are mixed in,
+            and an adapter is held to what the model said of them before it (KL divergence, in nats per token like the
+            target's loss); where all weights are trained nothing of that is left, and they are trained on like others.
         run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it. Checkpoints hold
             torch files (optimiser, schedule, random states), which the Trainer reads with weights_only=True.
         force: accept a set of another model with the same shapes.
@@ -261,16 +261,21 @@ def _drawn(source: Corpus, tokenizer: Any, plan: Recipe, held_out: Iterable[str]
 def _kept(
     sources: Mapping[str, Corpus], tests: Mapping[str, list[str]], tokenizer: Any, plan: Recipe, count: int
 ) -> list[dict[str, Tensor]]:
-    """`count` blocks of the languages to keep, in turn; fewer, and it is said, if a language has no more."""
-    each = {
-        name: pack(tokenizer, _drawn(source, tokenizer, plan, tests.get(name, ())), plan.max_tokens)
-        for name, source in sources.items()
-    }
-    share = math.ceil(count / len(each))
-    for name, blocks in each.items():
-        if len(blocks) < share:
-            logger.warning("%s: wanted %d blocks to keep it by, found %d; all are used", name, share, len(blocks))
-    turns = itertools.zip_longest(*(blocks[:share] for blocks in each.values()))
+    """`count` blocks of the languages to keep, in turn, of the first documents of each; fewer if one has no more."""
+    share = math.ceil(count / len(sources))
+    each = {}
+    for name, source in sources.items():
+        texts, tokens = [], 0
+        for text in (document.text for document in source):
+            if text.strip() and text not in tests.get(name, ()):
+                texts.append(text)
+                tokens += len(tokenizer(text, verbose=False)["input_ids"])
+            if tokens >= share * plan.max_tokens:
+                break
+        each[name] = pack(tokenizer, texts, plan.max_tokens)[:share]
+        if len(each[name]) < share:
+            logger.warning("%s: wanted %d blocks to keep it by, found %d; all are used", name, share, len(each[name]))
+    turns = itertools.zip_longest(*each.values())
     return [block for turn in turns for block in turn if block is not None][:count]
 
 
