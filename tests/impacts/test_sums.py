@@ -61,6 +61,7 @@ def test_sums_are_those_of_the_counted_tokens(shape: tuple[int, int, int], dtype
 @needs_a_compiler
 def test_compiled_for_every_shape_and_order_of_storage(caplog: pytest.LogCaptureFixture) -> None:
     """Batches differ in size and length, and projections that share a matrix hand over slices of its rows."""
+    torch._dynamo.reset()  # what other tests had compiled
     with caplog.at_level(logging.WARNING):
         for shape in SHAPES:
             values, counted = states(*shape)

@@ -343,7 +343,7 @@ def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatc
         tuned(model, epoch=3)
     with pytest.raises(ConfigError, match="batch_size of 1 or more, found 0"):
         tuned(model, batch_size=0)
-    with pytest.raises(ConfigError, match=r"found 0, 1.0, 4.0, 0.01 and 0.1"):
+    with pytest.raises(ConfigError, match=r"found 0, 1.0, 6.0, 0.01 and 0.1"):
         tuned(model, epochs=0)
     with pytest.raises(DataError, match=r"too few.*Give more documents"):
         tuned(model, corpus=TEXTS[:1], held_out={})

@@ -60,7 +60,7 @@ class Recipe:
     """Held-out texts per language, the first ones of each source."""
     keep_share: float = 1.0
     """Blocks of the languages to keep, of each as many, for one of the target."""
-    keep_weight: float = 4.0
+    keep_weight: float = 6.0
     """Of a token of those languages, beside one of the target; for adapters."""
     seed: int = 0
     """Of the draw of documents and of the order of blocks."""
