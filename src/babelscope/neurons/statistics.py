@@ -142,16 +142,14 @@ class Statistics:
     def _hits(self, slot: str, impact_BN: Tensor) -> Tensor:
         """Bool [K, B, N]: among the largest share of the layer's units in this document."""
         shares = self.layout.top_shares
-        hits = []
-        for layer in self.layout.split(slot, impact_BN):
+        hits_KBN = torch.zeros(len(shares), *impact_BN.shape, dtype=torch.bool, device=impact_BN.device)
+        for layer, found in zip(self.layout.split(slot, impact_BN), self.layout.split(slot, hits_KBN), strict=True):
             width = layer.shape[1]
             counts = [min(width, self.layout.kept(width, share)) for share in shares]
             order = layer.topk(max(counts, default=1), dim=1).indices
-            found = torch.zeros(len(shares), *layer.shape, dtype=torch.bool, device=layer.device)
             for place, count in enumerate(counts):
                 found[place].scatter_(1, order[:, :count], True)
-            hits.append(found)
-        return torch.cat(hits, dim=2)
+        return hits_KBN
 
     def merge(self, other: Statistics) -> Statistics:
         """Both shards together; ProvenanceError when they count different things."""
