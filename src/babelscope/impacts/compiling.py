@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def compiled(
-    fused: Callable[P, R],
-    otherwise: Callable[P, R],
+    fused: Callable[..., R],
+    otherwise: Callable[..., R],
     prepare: Callable[[torch.Tensor], torch.Tensor],
     name: str,
     options: dict[str, Any] | None = None,
-) -> Callable[P, R]:
+) -> Callable[..., R]:
     """`fused`, compiled for every size.
 
     Args:
@@ -37,14 +36,14 @@ def compiled(
     function = torch.compile(fused, dynamic=True, fullgraph=True, options=options)
     broken: list[Exception] = []
 
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*arguments: Any) -> R:
         if not broken:
             try:
-                return function(*_pytree.tree_map_only(torch.Tensor, prepare, args), **kwargs)
+                return function(*_pytree.tree_map_only(torch.Tensor, prepare, arguments))
             except (BackendCompilerFailed, FailOnRecompileLimitHit) as error:
                 logger.warning("%s could not be compiled, so it runs eagerly, several times slower", name)
                 logger.debug("torch.compile: %s", error)
                 broken.append(error)
-        return otherwise(*args, **kwargs)
+        return otherwise(*arguments)
 
     return run

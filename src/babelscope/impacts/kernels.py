@@ -24,14 +24,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import operator
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.impacts.compiling import compiled
@@ -220,36 +222,17 @@ def _expm1(values: Tensor) -> Tensor:
     return torch.where(values.abs() < (0.06 if values.dtype == torch.float32 else 5e-4), near, torch.expm1(values))
 
 
-def _eager_sums(
-    probabilities: Tensor,
-    scores: Tensor,
-    weight: Tensor,
-    rows: tuple[Tensor, ...],
-    columns: tuple[Tensor, ...],
-    row_gain: Tensor | None,
-    column_gain: Tensor | None,
-    cap: float | None,
-    sink: Tensor | None,
-) -> Tensor:
+def _eager_sums(probabilities: Tensor, scores: Tensor, weight: Tensor, rows: tuple[Tensor, ...], *more: Any) -> Tensor:
+    """`_fused_sums` of a few pairs at a time; every tensor among the arguments begins with the pairs."""
     pairs, heads, block, keys = probabilities.shape
     step = max(1, EAGER_ELEMENTS // (heads * block * keys * rows[0].shape[3]))
-    chunks = []
-    for first in range(0, pairs, step):
-        take = slice(first, first + step)
-        chunks.append(
-            _fused_sums(
-                probabilities[take],
-                scores[take],
-                weight[take],
-                tuple(row[take] for row in rows),
-                tuple(column[take] for column in columns),
-                None if row_gain is None else row_gain[take],
-                None if column_gain is None else column_gain[take],
-                cap,
-                None if sink is None else sink[take],
-            )
-        )
-    return torch.cat(chunks)
+    arguments = (probabilities, scores, weight, rows, *more)
+    return torch.cat(
+        [
+            _fused_sums(*_pytree.tree_map_only(Tensor, operator.itemgetter(slice(first, first + step)), arguments))
+            for first in range(0, pairs, step)
+        ]
+    )
 
 
 _failed: list[Exception] = []

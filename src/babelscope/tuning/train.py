@@ -183,18 +183,17 @@ def tune(
         "recipe": {name: getattr(plan, name) for name in Recipe.__dataclass_fields__},
     }
     texts, tests = _texts(source, sources, target, tokenizer, plan)
-    blocks = pack(tokenizer, texts, plan.max_tokens)
-    if others:
-        count = round(len(blocks) * plan.keep_share)
-        kept = _kept(others, tests, tokenizer, plan, count)
-        if neurons is None:
-            blocks += kept
-        else:
-            blocks = [{**block, "kept": torch.tensor(at >= len(blocks))} for at, block in enumerate(blocks + kept)]
     with _folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
         if run_dir is not None and (folder / HISTORY).exists():
             logger.info("%s is finished already; nothing to do", folder)
             return _finished(folder, model, target)
+        blocks = pack(tokenizer, texts, plan.max_tokens)
+        if others:
+            kept = _kept(others, tests, tokenizer, plan, round(len(blocks) * plan.keep_share))
+            if neurons is None:
+                blocks += kept
+            else:
+                blocks = [{**block, "kept": torch.tensor(at >= len(blocks))} for at, block in enumerate(blocks + kept)]
         return _train(model, tokenizer, neurons, blocks, tests, target, plan, folder, run_dir is not None, force)
 
 
