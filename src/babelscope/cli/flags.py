@@ -129,12 +129,7 @@ def _select(parser: argparse.ArgumentParser) -> None:
     add("--rule", metavar="RULE", help="contrast, minimum, released or lape (that of the preset)")
     add("--budget", type=number, metavar="X", help="how many: a share of all units below 1, or a number")
     add("--eps", type=real, metavar="X", help="minimum: the impact to reach in the documents")
-    add(
-        "--top-k",
-        type=number,
-        metavar="X",
-        help="minimum, released: among the top of its layer, a share or a number",
-    )
+    add("--top-k", type=number, metavar="X", help="minimum, released: among the top of its layer, a share or a number")
     add("--min-support", type=real, metavar="X", help="share of documents in which --eps or --top-k must hold (1)")
     add("--per-slot", action="store_true", default=None, help="split the budget over the slots by their size")
     add("--slots", type=names, metavar="SLOTS", help="only these of q,k,v,o,ffn")
@@ -222,12 +217,7 @@ def _steer(parser: argparse.ArgumentParser) -> None:
     add("--to", required=True, metavar="SOURCE", help="neurons to amplify, except those of --away; means: a text")
     add("--away", required=True, metavar="SOURCE", help="neurons to silence, except those of --to; means: a text")
     add("--factor", type=real, metavar="X", help="of the amplified neurons (2), or of the difference (1)")
-    add(
-        "--layers",
-        type=layers,
-        metavar="N,N",
-        help="means: behind which the difference is added (the middle half)",
-    )
+    add("--layers", type=layers, metavar="N,N", help="means: behind which the difference is added (the middle half)")
     add("--documents", type=whole, default=100, metavar="N", help="means: of each text, drawn at random (%(default)s)")
     _prompts(parser)
     _forced_loading(parser)
@@ -262,21 +252,10 @@ def _grid(parser: argparse.ArgumentParser) -> None:
         "--neurons", type=Path, nargs="+", required=True, metavar="PATH",
         help="what babelscope select wrote: its folder, or files named after their language",
     )  # fmt: skip
-    add(
-        "--tasks",
-        type=names,
-        required=True,
-        metavar="TASKS",
-        help="as of evaluate, such as xquad,mgsm or tinybabel",
-    )
+    add("--tasks", type=names, required=True, metavar="TASKS", help="as of evaluate, such as xquad,mgsm or tinybabel")
     add("--languages", type=names, metavar="LANGUAGES", help="whose neurons (all of --neurons but English)")
     add("--english", default="en", metavar="LANGUAGE", help="that should be spared (%(default)s)")
-    add(
-        "--stages",
-        type=stages,
-        metavar="N,N",
-        help="first and last layers (a quarter and a sixteenth: 8,2 of 32)",
-    )
+    add("--stages", type=stages, metavar="N,N", help="first and last layers (a quarter and a sixteenth: 8,2 of 32)")
     add("--parts", type=names, metavar="PARTS", help="such as all,solve-ffn, or solve-equal (all but -equal)")
     add("--ops", type=names, default=("zero",), metavar="OPS", help="zero, scale=X, clamp=X or mean, several (zero)")
     _means(parser)
