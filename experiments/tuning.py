@@ -67,7 +67,7 @@ def tinybabel(out: Path, page: int | None) -> dict[str, Any]:
     if page is None:
         alternate(out)
     else:
-        for name, first, pages, codes in (("corpus", UNSEEN, 800, LOW_RESOURCE), ("keep", 2 * UNSEEN, 100, LANGUAGES)):
+        for name, first, pages, codes in (("corpus", UNSEEN, 800, LOW_RESOURCE), ("keep", 2 * UNSEEN, 150, LANGUAGES)):
             for code in codes:
                 starts = range(first, first + pages * page, page)
                 texts = ("\n".join(training_document(code, at + each) for each in range(page)) for at in starts)

@@ -199,9 +199,11 @@ def test_a_changed_setting_makes_other_cells(content: dict[str, Any]) -> None:
     changed = [
         folder(recipe={**RECIPE, "epochs": 2}), folder(seeds=[4]), folder(texts=5), folder(dtype="bfloat16"),
         folder(validation=content["test"], test=content["validation"]), folder(rates={"neurons": [1e-3]}),
-        folder(keep=content["corpus"]),
+        folder(keep=content["corpus"]), folder(recipe={**RECIPE, "others_at_most": 1}),
     ]  # fmt: skip
-    assert len({same, *changed}) == 8
+    assert len({same, *changed}) == 9
+    kept = {"keep": content["corpus"], "recipe": {**RECIPE, "others_at_most": 1}}
+    assert folder(**kept) == folder(**kept, languages=content["languages"][::-1], others=content["others"][::-1])
 
 
 def test_the_plan_counts_what_is_done(content: dict[str, Any], done: Any, tmp_path: Path) -> None:

@@ -55,14 +55,16 @@ def few_neurons() -> NeuronSet:
 
 def tuned(folder: Path, neurons: NeuronSet | None, model: nn.Module | None = None, **options: Any) -> Any:
     return bs.tune(
-        model or byte_llama(), byte_tokenizer(), neurons, FEW, held_out=HELD, language="sw", run_dir=folder,
-        **{**RECIPE, **options},
+        model or byte_llama(), byte_tokenizer(), neurons, FEW, language="sw", run_dir=folder,
+        **{**RECIPE, "held_out": HELD, **options},
     )  # fmt: skip
 
 
 def keeping(keeps: bool) -> dict[str, Any]:
-    """Few blocks of another language, so that some batches of some process have none."""
-    return {"keep": {"zh": make_texts("zh", 9)}, "keep_share": 0.4} if keeps else {}
+    """Few blocks of another language, so that some batches of some process have none; and a third one that loses."""
+    held_out = {**HELD, "th": ["{}[]<>~^|" * 7, "^{|}<[]>~" * 5]}
+    keep = {"zh": make_texts("zh", 9)}
+    return {"keep": keep, "keep_share": 0.4, "held_out": held_out, "others_at_most": 0.05} if keeps else {}
 
 
 def shard_on_the_cpu() -> None:
@@ -127,7 +129,9 @@ def train(rank: int, folder: Path, killed: bool, whole: bool, keeps: bool) -> No
 def test_killed_and_resumed_they_give_the_curve_of_one(sharded: bool, whole: bool, keeps: bool, tmp_path: Path) -> None:
     folder, run = tmp_path / "alone", tmp_path / "run"
     one = tuned(folder, None if whole else few_neurons(), **keeping(keeps))
-    if not keeps:
+    if keeps:
+        assert 0 < one.share < 1
+    else:
         assert len(pack(byte_tokenizer(), FEW, 24)) % 4, "the last batch is not full"
     assert start(sharded, train, run, True, whole, keeps) == [KILLED, KILLED]
     kept = sorted(int(path.name.partition("-")[2]) for path in (run / CHECKPOINTS).iterdir())
@@ -143,6 +147,7 @@ def test_killed_and_resumed_they_give_the_curve_of_one(sharded: bool, whole: boo
     assert [each["step"] for each in two["history"]["evaluations"]] == [
         each["step"] for each in one.history["evaluations"]
     ]
+    assert two["share"] == one.share
     assert two["before"] == pytest.approx(one.before, rel=1e-6)
     assert two["after"] == pytest.approx(one.after, rel=1e-5)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))

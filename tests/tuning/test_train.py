@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import pickle
+import random
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from babelscope import Anatomy, NeuronAdapterConfig, NeuronSet
 from babelscope.errors import ConfigError, DataError, MissingDependencyError, NumericsError, RunFolderError
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.tuning.proof import changes
-from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, Recipe, pack
+from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, Recipe, _restrain, pack
 from babelscope.tuning.trainer import BitsPerByteTrainer, arguments
 from builders import BOS, byte_llama, byte_tokenizer, make_texts
 from tuning.cases import logits_of, neurons_of
@@ -263,8 +266,9 @@ def test_the_loss_of_kept_blocks_is_how_far_predictions_have_moved(kind: str, tm
             each.copy_(torch.randn(each.shape, generator=torch.Generator().manual_seed(place)) / 10)
     blocks = [*pack(byte_tokenizer(), TEXTS[:2], 24), *pack(byte_tokenizer(), KEPT[:2], 24)]
     marked = [{**block, "kept": torch.tensor(place % 2 == 1)} for place, block in enumerate(blocks)]
-    args = arguments(Recipe(**RECIPE), len(blocks), tmp_path, whole=False, fresh=True)
-    trainer = BitsPerByteTrainer(dict, "sw", 2.5, model=adapted, args=args, train_dataset=marked)
+    recipe = Recipe(**RECIPE, keep_weight=2.5)
+    args = arguments(recipe, len(blocks), tmp_path, whole=False, fresh=True)
+    trainer = BitsPerByteTrainer(dict, "sw", recipe, [], model=adapted, args=args, train_dataset=marked)
     batch = {name: torch.stack([block[name] for block in marked]) for name in marked[0]}
     found = trainer.compute_loss(adapted, dict(batch))
 
@@ -314,22 +318,89 @@ def test_kept_blocks_are_of_every_language_as_many(
 
     monkeypatch.setattr(BitsPerByteTrainer, "training_step", recording)
     corpora = {"fr": [*HELD["fr"], *KEPT], "zh": make_texts("zh", 2)}
-    tuned(byte_llama(), keep=corpora, keep_share=0.5, documents=None)
-    own = [ids for kept, ids in seen if not kept]
-    other = [ids for kept, ids in seen if kept]
+    with caplog.at_level(logging.INFO):
+        tuned(byte_llama(), keep=corpora, keep_share=0.25, documents=None, epochs=2, patience=9)
     blocks = {name: [each["input_ids"].tolist() for each in pack(byte_tokenizer(), texts, 24)]
               for name, texts in {"sw": TEXTS, "fr": KEPT, "zh": corpora["zh"]}.items()}  # fmt: skip
-    assert sorted(own) == sorted(blocks["sw"])
-    share = math.ceil(round(len(own) * 0.5) / 2)
-    assert len(blocks["zh"]) < share
-    assert sorted(other) == sorted(blocks["zh"] + blocks["fr"][:share])
-    assert f"zh: wanted {share} blocks to keep it by, found {len(blocks['zh'])}; all are used" in caplog.text
-    assert caplog.text.count("WARNING") == 1
+    own, share = len(blocks["sw"]), round(len(blocks["sw"]) * 0.25)
+    assert len(blocks["zh"]) < share < len(blocks["fr"])
+    assert f"zh: {len(blocks['zh'])} blocks to keep it by, where {share} would do; used again" in caplog.text
+    turns = [block for pair in zip_longest(blocks["fr"][:share], blocks["zh"]) for block in pair if block is not None]
+    again = itertools.cycle(turns)
+    for epoch in (seen[: own + share], seen[own + share :]):
+        assert sorted(ids for kept, ids in epoch if not kept) == sorted(blocks["sw"])
+        assert sorted(ids for kept, ids in epoch if kept) == sorted(next(again) for _ in range(share))
+        assert [kept for kept, _ in epoch] != sorted(kept for kept, _ in epoch), "nothing is mixed"
+
+
+@pytest.mark.parametrize("kind", ["neurons", "lora", "whole"])
+def test_others_lose_no_more_than_was_asked(kind: str, tmp_path: Path) -> None:
+    """All changes are scaled by one share: the largest 64th at which no other language loses more."""
+    noise = random.Random(0)
+    held = {**HELD, "zh": ["".join(noise.choices("{}[]<>~^|#@%&", k=60)) for _ in range(4)]}
+    options = {**RECIPE, "held_out": held, "language": "sw", "patience": 9}
+    options |= {"learning_rate": {"neurons": 3e-2, "lora": 0.1, "whole": 3e-3}[kind], "epochs": 4}
+
+    def train(**more: Any) -> Any:
+        model = byte_llama()
+        trained = {"neurons": lambda: neurons_of(model), "lora": lambda: LoraConfig(task_type="CAUSAL_LM")}
+        what = trained[kind]() if kind in trained else None
+        return bs.tune(model, byte_tokenizer(), what, TEXTS, **{**options, **more})
+
+    def lost(after: Any) -> float:
+        return max(100 * (after[name] / result.before[name] - 1) for name in ("fr", "zh"))
+
+    free = train()
+    result = train(others_at_most=1.0, run_dir=tmp_path / "run")
+    assert lost(free.after) > 1, "nothing was to be done"
+    assert 0 < result.share < 1 == free.share
+    assert result.share * 64 == int(result.share * 64)
+    assert lost(result.after) <= 1
+    assert result.after["sw"] < result.before["sw"]
+    base = dict(train(learning_rate=1e-12).model.named_parameters())
+    now, end = (dict(each.model.named_parameters()) for each in (result, free))
+    for name, each in now.items():
+        scaled = base[name] + result.share * (end[name] - base[name])
+        torch.testing.assert_close(each, scaled if each.requires_grad else base[name], rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        for name, each in now.items():
+            if each.requires_grad:
+                each.copy_(base[name] + (result.share + 1 / 64) * (end[name] - base[name]))
+    more = {name: likelihood(result.model, byte_tokenizer(), held[name], max_tokens=24).bits_per_byte for name in held}
+    assert lost(more) > 1, "more was possible"
+    again = train(others_at_most=1.0, run_dir=tmp_path / "run")
+    assert (again.share, again.after) == (result.share, result.after)
+    for name, texts in held.items():
+        found = likelihood(again.model, byte_tokenizer(), texts, max_tokens=24).bits_per_byte
+        assert found == pytest.approx(result.after[name], rel=1e-5)
+    assert train(others_at_most=1e9).share == 1
+
+
+def test_where_nothing_is_allowed_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    part = nn.Linear(3, 2)
+    start = {name: each.detach() + 1 for name, each in part.named_parameters()}
+
+    def measure() -> dict[str, float]:
+        return {
+            "sw": 2.0,
+            "fr": 1 + sum(float((each - start[name]).abs().sum()) for name, each in part.named_parameters()),
+        }
+
+    share, after = _restrain(part, start, measure, {"sw": 2.0, "fr": 1.0}, measure(), "sw", 1.0)
+    assert (share, after["fr"]) == (0, 1)
+    assert all(torch.equal(each, start[name]) for name, each in part.named_parameters())
+    assert "any part of the changes costs another language more than 1 %, so none is left" in caplog.text
+    with pytest.raises(ConfigError, match="by held-out texts of other languages, found none"):
+        tuned(byte_llama(), held_out=None, others_at_most=1.0)
+    with pytest.raises(ConfigError, match="wanted others_at_most above 0 percent, found 0"):
+        tuned(byte_llama(), others_at_most=0.0)
 
 
 def test_what_cannot_be_kept() -> None:
     with pytest.raises(ConfigError, match="sw is to be trained, so it can't be kept as it is"):
         tuned(byte_llama(), keep={"sw": KEPT})
+    with pytest.raises(DataError, match="fr: found no text to keep it by"):
+        tuned(byte_llama(), keep={"zh": make_texts("zh", 2), "fr": HELD["fr"]})
     for name in ("keep_share", "keep_weight"):
         with pytest.raises(ConfigError, match="wanted epochs, keep_share, keep_weight and learning_rate above 0"):
             tuned(byte_llama(), keep={"fr": KEPT}, **{name: 0.0})

@@ -123,7 +123,9 @@ def _tune(args: argparse.Namespace) -> Answer:
     neurons = load_neurons(args.neurons)
     model, tokenizer = load_model(args.model, **loading(args))
     ((language, corpus),) = corpora.items()
-    options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share keep_weight force seed")
+    options = given(
+        args, "documents max_tokens batch_size epochs learning_rate keep_share keep_weight others_at_most force seed"
+    )
     with log_above_progress():
         result = tune(
             model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,
@@ -133,6 +135,7 @@ def _tune(args: argparse.Namespace) -> Answer:
         "out": str(args.out), "adapter": str(args.out / ADAPTER), "history": str(args.out / HISTORY),
         "language": language, "neurons": len(neurons), "parameters": result.parameters,
         "best_step": result.best_step, "steps": len(result.history["steps"]),
+        "share": result.share,
         "before": result.before, "after": result.after,
     }  # fmt: skip
     if args.merge and os.environ.get("RANK", "0") == "0":  # of several processes the first

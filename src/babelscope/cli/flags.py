@@ -158,6 +158,10 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--keep-share", type=real, default=1.0, metavar="X", help="of these, per block of the target (%(default)s)")
     add("--keep-weight", type=real, default=6.0, metavar="X", help="of a token of these (%(default)s)")
+    add(
+        "--others-at-most", type=real, metavar="PERCENT",
+        help="by which any other held-out language may get worse; the changes are scaled down to that (no limit)",
+    )  # fmt: skip
     add("--documents", type=whole, default=400, metavar="N", help="drawn at random (%(default)s)")
     add("--max-tokens", type=whole, default=256, metavar="N", help="length of a packed block (%(default)s)")
     add("--batch-size", type=whole, default=8, metavar="N", help="blocks per step, over all processes (%(default)s)")

@@ -45,11 +45,14 @@ def token_sums(states_BTN: Tensor, counted_BT: Tensor, terms: tuple[Term, ...], 
     groups = states_BTN.shape[1] // _GROUP
     # A single group would be compiled apart, and is not worth it.
     whole = groups * _GROUP if kernel == "compiled" and groups > 1 else 0
-    rest = _in_chunks(states_BTN[:, whole:], weight_BT[:, whole:], terms)
     if not whole:
-        return rest
-    summed = _compiled()(*(each[:, :whole].unflatten(1, (groups, _GROUP)) for each in (states_BTN, weight_BT)))
-    return [summed[TERMS.index(term)].sum(1) + one for term, one in zip(terms, rest, strict=True)]
+        return _in_chunks(states_BTN, weight_BT, terms)
+    grouped = _compiled()(*(each[:, :whole].unflatten(1, (groups, _GROUP)) for each in (states_BTN, weight_BT)))
+    sums = [grouped[TERMS.index(term)].sum(1) for term in terms]
+    if whole == states_BTN.shape[1]:
+        return sums
+    rest = _in_chunks(states_BTN[:, whole:], weight_BT[:, whole:], terms)
+    return [first + last for first, last in zip(sums, rest, strict=True)]
 
 
 def _term(values: Tensor, term: Term) -> Tensor:

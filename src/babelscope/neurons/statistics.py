@@ -112,12 +112,12 @@ class Statistics:
         rows_of = {
             index: (fold == index).nonzero()[:, 0].to(device, non_blocking=True) for index in fold.unique().tolist()
         }
-        lengths = counted_tokens.to(device, non_blocking=True)
+        fold_B, lengths = (each.to(device, non_blocking=True) for each in (fold, counted_tokens))
         for slot, values in self.slots.items():
             impact_BN = _side_by_side(observation.impact[slot], device)
             if per_token:
                 impact_BN /= lengths.to(impact_BN.dtype).sqrt()[:, None]
-            hits_KBN = self._hits(slot, impact_BN)
+            self._count_hits(slot, impact_BN, fold_B)
             sums_BN: dict[str, Tensor] = {}
             if self.layout.activations:
                 seen = observation.activation[slot]
@@ -133,23 +133,26 @@ class Statistics:
                 values["maximum"][index] = torch.maximum(values["maximum"][index], part.amax(0))
                 values["total"][index] += wide.sum(0)
                 values["squares"][index] += wide.square().sum(0)
-                values["hits"][:, index] += hits_KBN[:, rows].sum(1, dtype=torch.int32)
                 for place, threshold in enumerate(self.layout.thresholds):
                     values["over"][place, index] += (part >= threshold).sum(0, dtype=torch.int32)
                 for name, taken_BN in sums_BN.items():
                     values[name][index] += taken_BN[rows].to(values[name].dtype).sum(0)
 
-    def _hits(self, slot: str, impact_BN: Tensor) -> Tensor:
-        """Bool [K, B, N]: among the largest share of the layer's units in this document."""
-        shares = self.layout.top_shares
-        hits_KBN = torch.zeros(len(shares), *impact_BN.shape, dtype=torch.bool, device=impact_BN.device)
-        for layer, found in zip(self.layout.split(slot, impact_BN), self.layout.split(slot, hits_KBN), strict=True):
-            width = layer.shape[1]
-            counts = [min(width, self.layout.kept(width, share)) for share in shares]
-            order = layer.topk(max(counts, default=1), dim=1).indices
-            for place, count in enumerate(counts):
-                found[place].scatter_(1, order[:, :count], True)
-        return hits_KBN
+    def _count_hits(self, slot: str, impact_BN: Tensor, fold_B: Tensor) -> None:
+        """Counts for each unit and share: it is among that share of its layer's units in this document."""
+        hits_KFN = self.slots[slot]["hits"]
+        row_B1 = (fold_B * impact_BN.shape[1])[:, None]
+        for layer in self.layout.split(slot, impact_BN):
+            values, units = layer, None
+            # The largest share first, for the next are among it; not sorted, which is most of the work.
+            for share in sorted(self.layout.top_shares, reverse=True):
+                width = layer.shape[1]
+                values, among = values.topk(min(width, self.layout.kept(width, share)), dim=1, sorted=False)
+                units = among if units is None else units.gather(1, among)
+                places = (row_B1 + units).flatten()
+                found = hits_KFN[self.layout.top_shares.index(share)].view(-1)
+                found.scatter_add_(0, places, torch.ones_like(places, dtype=found.dtype))
+            row_B1 = row_B1 + layer.shape[1]
 
     def merge(self, other: Statistics) -> Statistics:
         """Both shards together; ProvenanceError when they count different things."""

@@ -20,9 +20,12 @@ TITLES = {
 
 def draw_tuned(content: Mapping[str, Any], screen: Screen) -> list[str]:
     """Bits per byte before and after by language, what was kept where, and what to type next."""
+    best = f"best at step {content['best_step']} of {content['steps']}"
+    if content["share"] < 1:
+        best += f"; {content['share']:.0%} of its changes, for the sake of the others"
     lines = screen.heading(
         f"Tuned {content['neurons']} neurons on {label(content['language'])}",
-        f"{content['parameters']:,} parameters; best at step {content['best_step']} of {content['steps']}",
+        f"{content['parameters']:,} parameters; {best}",
     )
     rows = [
         [label(name), f"{before:.4f}", f"{content['after'][name]:.4f}", f"{content['after'][name] - before:+.4f}"]

@@ -20,7 +20,7 @@ from babelscope.models.load import ModelIdentity, load_and_place, load_model
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.tuning.adapter import Columns, locate
 from babelscope.tuning.experiment import Cell, Experiment, as_json
-from babelscope.tuning.train import HISTORY, Recipe, pack, tune
+from babelscope.tuning.train import HALVINGS, HISTORY, Recipe, pack, tune
 from babelscope.tuning.verdict import Comparison, Run, Scores, compare
 
 CELLS, RESULTS, TABLE = "cells", "experiment.json", "experiment.csv"
@@ -87,7 +87,9 @@ def plan_experiment(experiment: Experiment) -> dict[str, Any]:
         trainings = len(experiment.rates_of(arm)) + count - 1
         read = blocks[language] * documents * (1 if experiment.keep is None else 1 + plan.keep_share)
         steps += trainings * math.ceil(math.ceil(read / plan.batch_size) * plan.epochs)
-        evaluated += experiment.texts * (trainings * (plan.evaluations + 2) + count * len(experiment.measured))
+        held_out = len(experiment.measured) if bench.restrained else 1
+        evaluations = plan.evaluations + 2 + (HALVINGS + 1) * bench.restrained
+        evaluated += experiment.texts * (trainings * held_out * evaluations + count * len(experiment.measured))
     model = bench.model().train().requires_grad_(True)
     ids = torch.randint(0, model.config.vocab_size, (plan.batch_size, plan.max_tokens), device=model.device)
     for _ in range(2):
@@ -122,8 +124,8 @@ class _Bench:
     def __init__(self, experiment: Experiment, out: Path, report: Callable[[str], None]) -> None:
         self.experiment, self.out, self.report = experiment, out, report
         named = {
-            "corpus": experiment.languages, "validation": experiment.languages, "test": experiment.measured,
-            "keep": experiment.measured,
+            "corpus": experiment.languages, "test": experiment.measured, "keep": experiment.measured,
+            "validation": experiment.measured if self.restrained else experiment.languages,
         }  # fmt: skip
         self.sources: dict[str, dict[str, Corpus]] = {
             kind: {code: open_corpus(getattr(experiment, kind).replace("{}", code)) for code in codes}
@@ -175,7 +177,8 @@ class _Bench:
         kind = cell.arm if cell.arm in ("lora", "full") else "neurons"
         decisive: list[Any] = [
             self.fingerprint, self.experiment.dtype, kind, neurons_digest(self.neurons(cell)),
-            self.identities["corpus"][cell.language], self.identities["validation"][cell.language],
+            self.identities["corpus"][cell.language],
+            {code: self.identities["validation"][code] for code in self._held_out(cell.language)},
             self.experiment.texts, vars(Recipe(**self.experiment.recipe)), cell.documents, cell.rate, cell.seed,
         ]  # fmt: skip
         if "keep" in self.sources:
@@ -183,8 +186,18 @@ class _Bench:
         return self.out / CELLS / f"{cell.language}-{cell.documents}-{kind}-{digest(decisive)}"
 
     def _keep(self, target: str) -> dict[str, Corpus]:
-        """What the other languages are kept by."""
-        return {code: corpus for code, corpus in self.sources.get("keep", {}).items() if code != target}
+        """What the other languages are kept by, in an order that is the same in every experiment."""
+        return {code: corpus for code, corpus in sorted(self.sources.get("keep", {}).items()) if code != target}
+
+    @property
+    def restrained(self) -> bool:
+        """Whether the validation texts of all languages are measured: they decide what is left of the changes."""
+        return self.experiment.recipe.get("others_at_most") is not None
+
+    def _held_out(self, target: str) -> dict[str, Corpus]:
+        """Texts of the target, and of the others if they decide too."""
+        validation = self.sources["validation"]
+        return validation if self.restrained else {target: validation[target]}
 
     def tuned(self, cell: Cell) -> Any:
         """The result of the cell's training, which is read if it is there."""
@@ -193,7 +206,7 @@ class _Bench:
         language, experiment = cell.language, self.experiment
         return tune(
             model, self.tokenizer, what, self.sources["corpus"][language], language=language,
-            held_out={language: self.sources["validation"][language]}, held_out_documents=experiment.texts,
+            held_out=self._held_out(language), held_out_documents=experiment.texts,
             keep=self._keep(language), documents=cell.documents, learning_rate=cell.rate, seed=cell.seed,
             run_dir=self.folder(cell) / "training", **experiment.recipe,
         )  # fmt: skip

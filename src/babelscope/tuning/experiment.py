@@ -25,7 +25,10 @@ ARMS = ("neurons", "random", "lora", "full")
 """Each of `neurons` is an arm of its own name; `random` matches the first of them, `lora` its number of parameters."""
 RATES = {"neurons": (3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
 """To try, where a file doesn't say."""
-RECIPE = ("max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience", "keep_share", "keep_weight")
+RECIPE = (
+    "max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience", "keep_share", "keep_weight",
+    "others_at_most",
+)  # fmt: skip
 """Fields of `Recipe` that a file may set; the others vary by cell."""
 
 
@@ -41,7 +44,8 @@ class Experiment:
     corpus: str
     """To train on."""
     validation: str
-    """The first texts of each target's choose the step and the learning rate."""
+    """The first texts of each target's choose the step and the learning rate; those of every language that is measured
+    decide, where the recipe says `others_at_most`, how much of the changes is left."""
     test: str
     """The first texts of every language are what is reported."""
     keep: str | None = None

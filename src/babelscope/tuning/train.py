@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from babelscope.artifacts import digest, read_json, run_folder, update_run, write_json
 from babelscope.corpora.batching import padding_id, sample_documents
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 ADAPTER, MODEL, MERGED, HISTORY, CHECKPOINTS = "adapter", "model", "merged", "history.json", "checkpoints"
 """Names in a run folder: what was trained (an adapter, or a whole model), the loss curve, and what resuming needs."""
+
+HALVINGS = 6
+"""Of the interval in which the share of the changes is looked for: it is found to a 64th."""
 
 _UNCUT = 2**31 - 1
 """A length that no document has: whole documents are packed."""
@@ -59,9 +63,12 @@ class Recipe:
     held_out_documents: int = 40
     """Held-out texts per language, the first ones of each source."""
     keep_share: float = 1.0
-    """Blocks of the languages to keep, of each as many, for one of the target."""
+    """Blocks of the languages to keep, of each as many, for one of the target; other ones in each epoch."""
     keep_weight: float = 6.0
     """Of a token of those languages, beside one of the target; for adapters."""
+    others_at_most: float | None = None
+    """Percent by which the bits per byte of any other language's held-out texts may get worse: where they did more, all
+    changes are scaled down together, until they do not. None: no limit."""
     seed: int = 0
     """Of the draw of documents and of the order of blocks."""
 
@@ -77,12 +84,18 @@ class Recipe:
             self.keep_weight,
             1.0 if self.learning_rate is None else self.learning_rate,
         )
+        if self.others_at_most is not None and not self.others_at_most > 0:
+            raise ConfigError(f"wanted others_at_most above 0 percent, found {self.others_at_most}. Raise it.")
         if not (min(positive) > 0 and 0 <= self.warmup < 1):
             raise ConfigError(
                 "wanted epochs, keep_share, keep_weight and learning_rate above 0 and warmup from 0 to below 1, found "
                 f"{self.epochs}, {self.keep_share}, {self.keep_weight}, {self.learning_rate} and {self.warmup}. "
                 "Correct them."
             )
+
+    def kept(self, blocks: int) -> int:
+        """Blocks of the languages to keep, in each epoch, for so many of the target."""
+        return max(1, round(blocks * self.keep_share))
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,8 @@ class TuneResult:
     """`steps`: step, epoch, loss (nats per token), learning_rate, gradient_norm. `evaluations`: step, bits_per_byte."""
     best_step: int
     """The step that `model` and `after` are of."""
+    share: float
+    """Of the changes up to that step that `model` has: below 1 where `others_at_most` asked for less."""
     parameters: int
     """Numbers that were trained."""
 
@@ -171,6 +186,8 @@ def tune(
     others = {name: open_corpus(each) for name, each in (keep or {}).items()}
     if target in others:
         raise ConfigError(f"{target} is to be trained, so it can't be kept as it is. Leave it out of keep.")
+    if plan.others_at_most is not None and not set(sources) - {target}:
+        raise ConfigError("others_at_most goes by held-out texts of other languages, found none. Give them (held_out).")
     asked = {
         "command": "tune",
         "model": ModelIdentity.of(model).fingerprint,
@@ -188,13 +205,12 @@ def tune(
             logger.info("%s is finished already; nothing to do", folder)
             return _finished(folder, model, target)
         blocks = pack(tokenizer, texts, plan.max_tokens)
-        if others:
-            kept = _kept(others, tests, tokenizer, plan, round(len(blocks) * plan.keep_share))
-            if neurons is None:
-                blocks += kept
-            else:
-                blocks = [{**block, "kept": torch.tensor(at >= len(blocks))} for at, block in enumerate(blocks + kept)]
-        return _train(model, tokenizer, neurons, blocks, tests, target, plan, folder, run_dir is not None, force)
+        kept = _kept(others, tests, tokenizer, plan, len(blocks)) if others else []
+        if kept and neurons is not None:
+            blocks, kept = (
+                [{**block, "kept": torch.tensor(part is kept)} for block in part] for part in (blocks, kept)
+            )
+        return _train(model, tokenizer, neurons, blocks, kept, tests, target, plan, folder, run_dir is not None, force)
 
 
 def pack(tokenizer: Any, texts: Iterable[str], max_tokens: int) -> list[dict[str, Tensor]]:
@@ -260,8 +276,8 @@ def _drawn(source: Corpus, tokenizer: Any, plan: Recipe, held_out: Iterable[str]
 def _kept(
     sources: Mapping[str, Corpus], tests: Mapping[str, list[str]], tokenizer: Any, plan: Recipe, count: int
 ) -> list[dict[str, Tensor]]:
-    """`count` blocks of the languages to keep, in turn, of the first documents of each; fewer if one has no more."""
-    share = math.ceil(count / len(sources))
+    """Blocks of the languages to keep, in turn, for `count` of the target in all epochs; fewer if there are no more."""
+    wanted = math.ceil(plan.kept(count) * plan.epochs / len(sources))
     each = {}
     for name, source in sources.items():
         texts, tokens = [], 0
@@ -269,13 +285,15 @@ def _kept(
             if text.strip() and text not in tests.get(name, ()):
                 texts.append(text)
                 tokens += len(tokenizer(text, verbose=False)["input_ids"])
-            if tokens >= share * plan.max_tokens:
+            if tokens >= wanted * plan.max_tokens:
                 break
-        each[name] = pack(tokenizer, texts, plan.max_tokens)[:share]
-        if len(each[name]) < share:
-            logger.warning("%s: wanted %d blocks to keep it by, found %d; all are used", name, share, len(each[name]))
+        each[name] = pack(tokenizer, texts, plan.max_tokens)[:wanted]
+        if not each[name]:
+            raise DataError(f"{name}: found no text to keep it by. Give some, or leave it out of keep.")
+        if len(each[name]) < wanted:
+            logger.info("%s: %d blocks to keep it by, where %d would do; used again", name, len(each[name]), wanted)
     turns = itertools.zip_longest(*each.values())
-    return [block for turn in turns for block in turn if block is not None][:count]
+    return [block for turn in turns for block in turn if block is not None]
 
 
 def _train(
@@ -283,6 +301,7 @@ def _train(
     tokenizer: Any,
     neurons: NeuronSet | PeftConfig | None,
     blocks: list[dict[str, Tensor]],
+    kept: list[dict[str, Tensor]],
     tests: Mapping[str, list[str]],
     target: str,
     plan: Recipe,
@@ -303,17 +322,25 @@ def _train(
     set_seed(plan.seed)
     trained: Any = _with_adapter(model, neurons, force)
     whole = trained is model
+    start = None if plan.others_at_most is None else {name: each.detach().clone() for name, each in _free(trained)}
     checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     trainer = BitsPerByteTrainer(
         measure,
         target,
-        plan.keep_weight,
+        plan,
+        kept,
         model=trained,
-        args=arguments(plan, len(blocks), folder / CHECKPOINTS, whole=whole, fresh=checkpoint is None),
+        args=arguments(
+            plan,
+            len(blocks) + (plan.kept(len(blocks)) if kept else 0),
+            folder / CHECKPOINTS,
+            whole=whole,
+            fresh=checkpoint is None,
+        ),
         train_dataset=blocks,
         callbacks=[EarlyStoppingCallback(plan.patience)],
     )
-    parameters = sum(each.numel() for each in trained.parameters() if each.requires_grad)
+    parameters = sum(each.numel() for _, each in _free(trained))
     place = folder / (MODEL if whole else ADAPTER)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -324,21 +351,72 @@ def _train(
             raise NumericsError(f"{error} Nothing was kept: give a run folder to keep the state before it.") from None
         trainer.save_model(place)
         raise NumericsError(f"{error} The state before it is in {folder}.") from None
-    before, after = trainer.before, measure()
+    before, after, share = trainer.before, measure(), 1.0
+    if start is not None:
+        share, after = _restrain(trained, start, measure, before, after, target, float(plan.others_at_most or 0))
     trainer.accelerator.wait_for_everyone()  # before the first process clears the checkpoints away
     logger.info("after: %s", _line(after))
     if after[target] >= before[target]:
         logger.warning("%s got no better: %.4f -> %.4f bits per byte", target, before[target], after[target])
     trained.eval()
-    result = TuneResult(trained, target, before, after, trainer.history(), trainer.best_step, parameters)
+    result = TuneResult(trained, target, before, after, trainer.history(), trainer.best_step, share, parameters)
     if keep:
         trainer.save_model(place)
     if keep and trainer.is_world_process_zero():
-        names = ("language", "before", "after", "best_step", "parameters", "history")
+        names = ("language", "before", "after", "best_step", "share", "parameters", "history")
         write_json(folder / HISTORY, {name: getattr(result, name) for name in names})
         update_run(folder, status="done", before=before, after=after, best_step=result.best_step)
         shutil.rmtree(folder / CHECKPOINTS)
     return result
+
+
+def _restrain(
+    trained: nn.Module,
+    start: Mapping[str, Tensor],
+    measure: Callable[[], dict[str, float]],
+    before: Mapping[str, float],
+    after: dict[str, float],
+    target: str,
+    percent: float,
+) -> tuple[float, dict[str, float]]:
+    """Scales down what was trained until no other language lost more; the share that is left, and how it then is."""
+
+    def lost(found: Mapping[str, float]) -> float:
+        return max(100 * (found[name] / before[name] - 1) for name in before if name != target)
+
+    def go(share: float) -> dict[str, float]:
+        with torch.no_grad():
+            for name, each in _free(trained):
+                each.copy_(_placed_as(each, start[name]).lerp(end[name], share))
+        return measure()
+
+    if lost(after) <= percent:
+        return 1.0, after
+    logger.info("another language lost %.2f %%, wanted %g at most: scaling down", lost(after), percent)
+    end = {name: each.detach().clone() for name, each in _free(trained)}
+    share = 0.0
+    for halving in range(1, HALVINGS + 1):
+        step = share + 0.5**halving
+        if lost(go(step)) <= percent:
+            share = step
+    after = go(share)
+    if share == 0:
+        logger.warning("any part of the changes costs another language more than %g %%, so none is left", percent)
+    else:
+        logger.info("%.0f %% of the changes are left, which cost others %.2f %% at most", 100 * share, lost(after))
+    return share, after
+
+
+def _free(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What is trained."""
+    return ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+
+
+def _placed_as(like: Tensor, whole: Tensor) -> Tensor:
+    """A tensor on the device, or in the pieces, that training left another one in."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    return whole.to(like.device)
 
 
 def _with_adapter(model: nn.Module, neurons: NeuronSet | PeftConfig | None, force: bool) -> Any:
@@ -375,7 +453,7 @@ def _finished(folder: Path, model: nn.Module, target: str) -> TuneResult:
         import babelscope.tuning.peft_method  # noqa: F401 (registers the method)
 
         trained = PeftModel.from_pretrained(model, folder / ADAPTER)
-    names = ("before", "after", "history", "best_step", "parameters")
+    names = ("before", "after", "history", "best_step", "share", "parameters")
     return TuneResult(trained, target, **{name: record[name] for name in names})
 
 

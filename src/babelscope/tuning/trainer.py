@@ -35,7 +35,8 @@ class BitsPerByteTrainer(Trainer):
         measure: bits per byte by language of the model as it is now. Every process measures everything: the texts are
             few, and all get the same numbers without talking.
         target: the language to go by.
-        keep_weight: of a token of the languages to keep, beside one of the target.
+        plan: the recipe.
+        kept: blocks of the languages to keep.
         **options: of the Trainer.
 
     Raises:
@@ -43,7 +44,7 @@ class BitsPerByteTrainer(Trainer):
     """
 
     def __init__(
-        self, measure: Callable[[], dict[str, float]], target: str, keep_weight: float, **options: Any
+        self, measure: Callable[[], dict[str, float]], target: str, plan: Recipe, kept: list[Any], **options: Any
     ) -> None:
         super().__init__(eval_dataset={}, **options)
         if launched_with("FSDP") and not self.is_fsdp_enabled:
@@ -51,7 +52,7 @@ class BitsPerByteTrainer(Trainer):
                 "FSDP was asked for, but accelerate shards a model over GPUs and other accelerators only, and found "
                 "none. Launch without it: every process then has the whole model (DDP)."
             )
-        self.measure, self.target, self.keep_weight = measure, target, keep_weight
+        self.measure, self.target, self.plan, self.kept = measure, target, plan, kept
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the caller
         self.add_callback(FiniteGradients())
         if sys.stderr.isatty():
@@ -63,13 +64,14 @@ class BitsPerByteTrainer(Trainer):
         Accelerate would fill up their last batch with blocks of the first; it finds blocks there that don't count.
         """
         blocks: Any = self.train_dataset
+        order = Shuffled(len(blocks), self.plan.kept(len(blocks)) if self.kept else 0, len(self.kept), self.args.seed)
         processes = self.args.world_size
-        missing = -len(blocks) % (self.args.train_batch_size * processes) if processes > 1 else 0
+        order.missing = -len(order) % (self.args.train_batch_size * processes) if processes > 1 else 0
         uncounted = {**blocks[0], "labels": torch.full_like(blocks[0]["labels"], -100)}
         loader = DataLoader(
-            blocks + [uncounted] * missing,
+            blocks + self.kept + [uncounted] * order.missing,
             batch_size=self.args.train_batch_size,
-            sampler=Shuffled(len(blocks), missing, self.args.seed),
+            sampler=order,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -103,7 +105,7 @@ class BitsPerByteTrainer(Trainer):
             logits_BTV[rows].float().log_softmax(-1), before_KTV[:, :-1].float().log_softmax(-1),
             reduction="none", log_target=True,
         ).sum(-1)  # fmt: skip
-        loss = loss + self.keep_weight * (moved_KT * (kept_B[rows, None] & (wanted_BT[rows] != -100))).sum()
+        loss = loss + self.plan.keep_weight * (moved_KT * (kept_B[rows, None] & (wanted_BT[rows] != -100))).sum()
         items = (wanted_BT != -100).sum() if num_items_in_batch is None else num_items_in_batch
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
@@ -170,22 +172,36 @@ class BitsPerByteTrainer(Trainer):
 
 
 class Shuffled(Sampler[int]):
-    """The first `count` indices in random order, anew in each epoch; then `missing` more, in order."""
+    """In each epoch all blocks of the target and the next ones to keep others by, in random order.
 
-    def __init__(self, count: int, missing: int, seed: int) -> None:
-        self.count, self.missing, self.seed, self.epoch = count, missing, seed, 0
+    Args:
+        own: how many of the target there are; they come first.
+        kept: of the next ones, in each epoch.
+        available: of these there are so many; after the last comes the first again.
+        seed: of the order.
+
+    Attributes:
+        missing: how many come after all these, in order.
+    """
+
+    def __init__(self, own: int, kept: int, available: int, seed: int) -> None:
+        self.own, self.kept, self.available, self.seed = own, kept, available, seed
+        self.missing = self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        turn = range(self.epoch * self.kept, (self.epoch + 1) * self.kept)
+        blocks = [*range(self.own), *(self.own + at % self.available for at in turn)]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from torch.randperm(self.count, generator=generator).tolist()
-        yield from range(self.count, len(self))
+        yield from (blocks[at] for at in torch.randperm(len(blocks), generator=generator).tolist())
+        end = self.own + self.available
+        yield from range(end, end + self.missing)
 
     def __len__(self) -> int:
-        return self.count + self.missing
+        return self.own + self.kept + self.missing
 
 
 class Bar(ProgressCallback):
@@ -215,7 +231,7 @@ def arguments(plan: Recipe, blocks: int, folder: Path, *, whole: bool, fresh: bo
 
     Args:
         plan: the recipe.
-        blocks: to train on.
+        blocks: to train on in an epoch.
         folder: of the checkpoints.
         whole: all weights are trained.
         fresh: starts at the first step, before which it is evaluated.
