@@ -101,8 +101,8 @@ def test_commands_and_flags_are_frozen():
         "select": "--json --debug RUN --language= --rule= --budget= --eps= --top-k= --min-support= --per-slot --slots= "
         "--exclude= --statistic= --own= --others= --out=",
         "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --keep= --keep-share= --keep-weight= "
-        "--others-at-most= --documents= --max-tokens= --batch-size= --epochs= --learning-rate= --field= --seed= --merge "
-        "--force --dtype= --device-map= --revision= --trust-remote-code --experiment= --dry-run --out=",
+        "--others-at-most= --documents= --max-tokens= --batch-size= --epochs= --learning-rate= --field= --seed= "
+        "--merge --force --dtype= --device-map= --revision= --trust-remote-code --experiment= --dry-run --out=",
         "lens": "--json --debug MODEL --corpus= --prompts= --profile-documents= --documents= --max-tokens= "
         "--new-tokens= --identifier= --no-final-norm --tuned-documents= --words= --top-k= --grids= --field= --seed= "
         "--dtype= --device-map= --revision= --trust-remote-code --out=",
