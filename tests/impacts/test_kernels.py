@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from babelscope.impacts import kernels
-from babelscope.impacts.kernels import Attention, Change, choose_kernel, impact_squares
+from babelscope.impacts.kernels import Attention, Change, _expm1, choose_kernel, impact_squares
 
 torch.set_num_threads(1)
 
@@ -344,6 +344,23 @@ def test_compiled_equals_plain_loops_for_every_shape_with_one_compilation() -> N
         double = case.to(torch.float64).impacts("eager")
         torch.testing.assert_close(found, double, rtol=2e-5, atol=0)  # the tiny channel
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 1
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("dtype", "end", "near", "far"), [(torch.float32, 60.0, 6e-7, 6e-5), (torch.float64, 500.0, 4e-16, 3e-13)]
+)
+def test_the_compiled_exponential_keeps_its_digits(dtype: torch.dtype, end: float, near: float, far: float) -> None:
+    """Of expm1, relative to itself: nine orders of magnitude up to where channels are written out instead."""
+    size = torch.logspace(-9, math.log10(end), 20_000, dtype=torch.float64)
+    values = torch.cat([size, -size, torch.tensor([1.0, -1.0, end, -end])]).to(dtype)
+    found = torch.compile(_expm1, dynamic=True)(values).double()
+    # Python's, for torch's own may be the one that loses digits.
+    expected = torch.tensor([math.expm1(each) for each in values.tolist()], dtype=torch.float64)
+    error = ((found - expected) / expected).abs()
+    assert error[values.abs() < 1].max() < near
+    assert error.max() < far
+    assert torch.compile(_expm1, dynamic=True)(torch.zeros(17, dtype=dtype)).eq(0).all()
 
 
 @needs_a_compiler

@@ -8,6 +8,7 @@ Processes that hold one model together (tensor parallel) score the same document
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,6 +45,7 @@ class Processes:
             if int(os.environ.get("WORLD_SIZE", "1")) < 2:
                 return cls()
             dist.init_process_group("gloo", timeout=_PATIENCE)
+            atexit.register(_leave)
         if dist.get_world_size() < 2:
             return cls()
         # Statistics lie in host memory, which NCCL cannot reduce.
@@ -95,3 +97,9 @@ class Processes:
             for name, value in values.items():
                 self.reduced(value, name)
         return statistics
+
+
+def _leave() -> None:
+    """Ends the threads of the group; a process that ends before them is now and then aborted, its work done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
