@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Each test worker computes on one thread: the workers share the cores already. No test may download anything.
 TEST_ENV   := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 TEST_ARGS  ?= -n 2
-BENCHMARKS ?= benchmarks/detect.py benchmarks/edits.py benchmarks/lens.py benchmarks/tune.py benchmarks/processes.py
+BENCHMARKS ?= $(addprefix benchmarks/,detect.py ways.py sweep.py edits.py lens.py tune.py processes.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test check lint format-check types imports format bench demo docs clean

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--documents", type=int, nargs="+", default=[8, 16, 32, 64], help="in batches of 4, T = 256")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-memory", action="store_true", help="don't measure memory, which takes most of the time")
+    parser.add_argument("--memory", action="store_true", help="also peaks, which takes longer than all the rest")
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--svg", type=Path)
@@ -100,9 +100,9 @@ def _cell(model: Any, length: int, batch: int, options: argparse.Namespace) -> d
         "over plain": {name: statistics.median(each[name] / each["plain"] for each in rounds) for name in SLOTS},
         "operations per second": operations / statistics.median(each["plain"] for each in rounds),
         "exponentials per second": 2 * pairs * width / statistics.median(added),
-        "memory over plain": {}
-        if options.no_memory
-        else {name: each["over plain"] for name, each in _memory(sizes).items() if name in SLOTS},
+        "memory over plain": {name: each["over plain"] for name, each in _memory(sizes).items() if name in SLOTS}
+        if options.memory
+        else {},
     }
 
 
@@ -126,13 +126,13 @@ def _head(record: dict[str, Any], options: argparse.Namespace) -> None:
         f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}\n"
         f"ceilings: {ceilings['operations per second'] / 1e9:,.0f} billion operations (matrix product) and "
         f"{ceilings['exponentials per second'] / 1e9:.2f} billion exponentials per second\n\n"
-        f"{'T':>5}{'batch':>6}{'plain':>9}{'v,o,ffn':>9}{'all':>7}{'Gop/s':>8}{'Gexp/s':>8}{'memory':>16}"
+        f"{'T':>5}{'batch':>6}{'plain':>9}{'v,o,ffn':>9}{'all':>7}{'Gop/s':>8}{'Gexp/s':>8}  {'memory: v,o,ffn, all' * options.memory}"
     )
 
 
 def _line(cell: dict[str, Any]) -> None:
     ratios = cell["over plain"]
-    memory = "".join(f"{cell['memory over plain'].get(name, float('nan')):>8.2f}" for name in reversed(SLOTS))
+    memory = "".join(f"{ratio:>11.2f}" for ratio in reversed(cell["memory over plain"].values()))
     print(
         f"{cell['length']:>5}{cell['batch']:>6}{cell['seconds']['plain']:>8.3f}s{ratios['v, o, ffn']:>9.2f}"
         f"{ratios['all slots']:>7.2f}{cell['operations per second'] / 1e9:>8.0f}"
@@ -157,7 +157,8 @@ def _chart(record: dict[str, Any], path: Path) -> None:
     by_length = alt.Chart(alt.Data(values=ratios)).mark_line(point=True).encode(
         x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=lengths), title="tokens"),
         y=alt.Y("ratio:Q", title="times a plain forward pass", scale=alt.Scale(domainMin=0)),
-        color=alt.Color("slots:N"), strokeDash=alt.StrokeDash("batch:N", sort=None),
+        color=alt.Color("slots:N"),
+        strokeDash=alt.StrokeDash("batch:N", sort=None, legend=alt.Legend(symbolType="stroke")),
     )  # fmt: skip
     by_documents = alt.Chart(alt.Data(values=record["documents"])).mark_line(point=True).encode(
         x=alt.X("documents:Q", title="documents of 256 tokens"), y=alt.Y("seconds:Q", title="seconds, all slots"),

@@ -214,9 +214,9 @@ def _fused_sums(
 def _expm1(values: Tensor) -> Tensor:
     """expm1 that keeps its digits near 0 when compiled for a CPU too, where the compiler makes exp(x) - 1 of it.
 
-    There by additions and multiplications alone, which need no call out of the loop: below 1 the series, else the series
-    of the exponential of a 64th of the value, squared six times, minus 1. In float32 right to 2e-7 of itself below 1,
-    to 1e-5 up to 30 and 5e-5 up to 60, where `_extreme_channels` ends; in float64 (a 512th, nine times, up to 500) to
+    There by additions and multiplications alone, which need no call out of the loop: below 1 the series, else that of
+    the exponential of a 64th of the value, squared six times, minus 1. In float32 right to 5e-7 of itself below 1, to
+    1e-5 up to 30 and 5e-5 up to 60, where `_extreme_channels` ends; in float64 (a 512th, nine times, up to 500) to
     3e-16 and 2e-13.
     Each intermediate is used once, for the compiler writes out what is used twice.
     """
