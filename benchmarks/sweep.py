@@ -126,7 +126,8 @@ def _head(record: dict[str, Any], options: argparse.Namespace) -> None:
         f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}\n"
         f"ceilings: {ceilings['operations per second'] / 1e9:,.0f} billion operations (matrix product) and "
         f"{ceilings['exponentials per second'] / 1e9:.2f} billion exponentials per second\n\n"
-        f"{'T':>5}{'batch':>6}{'plain':>9}{'v,o,ffn':>9}{'all':>7}{'Gop/s':>8}{'Gexp/s':>8}  {'memory: v,o,ffn, all' * options.memory}"
+        f"{'T':>5}{'batch':>6}{'plain':>9}{'v,o,ffn':>9}{'all':>7}{'Gop/s':>8}{'Gexp/s':>8}"
+        f"{'  memory: v,o,ffn, all' * options.memory}"
     )
 
 
