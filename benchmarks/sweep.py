@@ -155,11 +155,11 @@ def _chart(record: dict[str, Any], path: Path) -> None:
         for name, ratio in cell["over plain"].items()
     ]
     lengths = sorted({cell["length"] for cell in record["cells"]})
-    by_length = alt.Chart(alt.Data(values=ratios)).mark_line(point=True).encode(
+    by_length = alt.Chart(alt.Data(values=ratios)).mark_line(point={"size": 70}).encode(
         x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=lengths), title="tokens"),
         y=alt.Y("ratio:Q", title="times a plain forward pass", scale=alt.Scale(domainMin=0)),
         color=alt.Color("slots:N"),
-        strokeDash=alt.StrokeDash("batch:N", sort=None, legend=alt.Legend(symbolType="stroke")),
+        detail="batch:N", shape=alt.Shape("batch:N", sort=None),
     )  # fmt: skip
     by_documents = alt.Chart(alt.Data(values=record["documents"])).mark_line(point=True).encode(
         x=alt.X("documents:Q", title="documents of 256 tokens"), y=alt.Y("seconds:Q", title="seconds, all slots"),
