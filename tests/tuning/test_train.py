@@ -9,7 +9,6 @@ import math
 import pickle
 import random
 import sys
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from babelscope.errors import ConfigError, DataError, MissingDependencyError, Nu
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.tuning.proof import changes
 from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, Recipe, _restrain, pack
-from babelscope.tuning.trainer import BitsPerByteTrainer, arguments
+from babelscope.tuning.trainer import BitsPerByteTrainer, Shuffled, arguments
 from builders import BOS, byte_llama, byte_tokenizer, make_texts
 from tuning.cases import logits_of, neurons_of
 
@@ -266,9 +265,9 @@ def test_the_loss_of_kept_blocks_is_how_far_predictions_have_moved(kind: str, tm
             each.copy_(torch.randn(each.shape, generator=torch.Generator().manual_seed(place)) / 10)
     blocks = [*pack(byte_tokenizer(), TEXTS[:2], 24), *pack(byte_tokenizer(), KEPT[:2], 24)]
     marked = [{**block, "kept": torch.tensor(place % 2 == 1)} for place, block in enumerate(blocks)]
-    recipe = Recipe(**RECIPE, keep_weight=2.5)
-    args = arguments(recipe, len(blocks), tmp_path, whole=False, fresh=True)
-    trainer = BitsPerByteTrainer(dict, "sw", recipe, [], model=adapted, args=args, train_dataset=marked)
+    args = arguments(Recipe(**RECIPE), len(blocks), tmp_path, whole=False, fresh=True)
+    order = Shuffled(len(blocks), 0, 0, 0)
+    trainer = BitsPerByteTrainer(dict, "sw", 2.5, order, model=adapted, args=args, train_dataset=marked)
     batch = {name: torch.stack([block[name] for block in marked]) for name in marked[0]}
     found = trainer.compute_loss(adapted, dict(batch))
 
@@ -325,7 +324,12 @@ def test_kept_blocks_are_of_every_language_as_many(
     own, share = len(blocks["sw"]), round(len(blocks["sw"]) * 0.25)
     assert len(blocks["zh"]) < share < len(blocks["fr"])
     assert f"zh: {len(blocks['zh'])} blocks to keep it by, where {share} would do; used again" in caplog.text
-    turns = [block for pair in zip_longest(blocks["fr"][:share], blocks["zh"]) for block in pair if block is not None]
+    turns = [
+        block
+        for pair in itertools.zip_longest(blocks["fr"][:share], blocks["zh"])
+        for block in pair
+        if block is not None
+    ]
     again = itertools.cycle(turns)
     for epoch in (seen[: own + share], seen[own + share :]):
         assert sorted(ids for kept, ids in epoch if not kept) == sorted(blocks["sw"])

@@ -141,18 +141,17 @@ class Statistics:
     def _count_hits(self, slot: str, impact_BN: Tensor, fold_B: Tensor) -> None:
         """Counts for each unit and share: it is among that share of its layer's units in this document."""
         hits_KFN = self.slots[slot]["hits"]
+        # The largest share first, for the next are among it; not sorted, which is most of the work.
+        shares = sorted(zip(self.layout.top_shares, hits_KFN.flatten(1), strict=True), key=lambda each: -each[0])
         row_B1 = (fold_B * impact_BN.shape[1])[:, None]
         for layer in self.layout.split(slot, impact_BN):
-            values, units = layer, None
-            # The largest share first, for the next are among it; not sorted, which is most of the work.
-            for share in sorted(self.layout.top_shares, reverse=True):
-                width = layer.shape[1]
+            width, values, units = layer.shape[1], layer, None
+            for share, hits in shares:
                 values, among = values.topk(min(width, self.layout.kept(width, share)), dim=1, sorted=False)
                 units = among if units is None else units.gather(1, among)
                 places = (row_B1 + units).flatten()
-                found = hits_KFN[self.layout.top_shares.index(share)].view(-1)
-                found.scatter_add_(0, places, torch.ones_like(places, dtype=found.dtype))
-            row_B1 = row_B1 + layer.shape[1]
+                hits.scatter_add_(0, places, torch.ones_like(places, dtype=hits.dtype))
+            row_B1 = row_B1 + width
 
     def merge(self, other: Statistics) -> Statistics:
         """Both shards together; ProvenanceError when they count different things."""

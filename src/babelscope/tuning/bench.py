@@ -88,7 +88,7 @@ def plan_experiment(experiment: Experiment) -> dict[str, Any]:
         read = blocks[language] * documents * (1 if experiment.keep is None else 1 + plan.keep_share)
         steps += trainings * math.ceil(math.ceil(read / plan.batch_size) * plan.epochs)
         held_out = len(experiment.measured) if bench.restrained else 1
-        evaluations = plan.evaluations + 2 + (HALVINGS + 1) * bench.restrained
+        evaluations = plan.evaluations + 2 + HALVINGS * bench.restrained
         evaluated += experiment.texts * (trainings * held_out * evaluations + count * len(experiment.measured))
     model = bench.model().train().requires_grad_(True)
     ids = torch.randint(0, model.config.vocab_size, (plan.batch_size, plan.max_tokens), device=model.device)

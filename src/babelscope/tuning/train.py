@@ -207,9 +207,8 @@ def tune(
         blocks = pack(tokenizer, texts, plan.max_tokens)
         kept = _kept(others, tests, tokenizer, plan, len(blocks)) if others else []
         if kept and neurons is not None:
-            blocks, kept = (
-                [{**block, "kept": torch.tensor(part is kept)} for block in part] for part in (blocks, kept)
-            )
+            blocks = [{**block, "kept": torch.tensor(False)} for block in blocks]
+            kept = [{**block, "kept": torch.tensor(True)} for block in kept]
         return _train(model, tokenizer, neurons, blocks, kept, tests, target, plan, folder, run_dir is not None, force)
 
 
@@ -311,7 +310,7 @@ def _train(
 ) -> TuneResult:
     from transformers import EarlyStoppingCallback, set_seed
 
-    from babelscope.tuning.trainer import BitsPerByteTrainer, arguments
+    from babelscope.tuning.trainer import BitsPerByteTrainer, Shuffled, arguments
 
     def measure() -> dict[str, float]:
         return {
@@ -322,22 +321,18 @@ def _train(
     set_seed(plan.seed)
     trained: Any = _with_adapter(model, neurons, force)
     whole = trained is model
-    start = None if plan.others_at_most is None else {name: each.detach().clone() for name, each in _free(trained)}
+    limit = plan.others_at_most
+    start = {} if limit is None else {name: each.detach().clone() for name, each in _free(trained)}
+    order = Shuffled(len(blocks), plan.kept(len(blocks)) if kept else 0, len(kept), plan.seed)
     checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     trainer = BitsPerByteTrainer(
         measure,
         target,
-        plan,
-        kept,
+        plan.keep_weight,
+        order,
         model=trained,
-        args=arguments(
-            plan,
-            len(blocks) + (plan.kept(len(blocks)) if kept else 0),
-            folder / CHECKPOINTS,
-            whole=whole,
-            fresh=checkpoint is None,
-        ),
-        train_dataset=blocks,
+        args=arguments(plan, len(order), folder / CHECKPOINTS, whole=whole, fresh=checkpoint is None),
+        train_dataset=blocks + kept,
         callbacks=[EarlyStoppingCallback(plan.patience)],
     )
     parameters = sum(each.numel() for _, each in _free(trained))
@@ -352,8 +347,8 @@ def _train(
         trainer.save_model(place)
         raise NumericsError(f"{error} The state before it is in {folder}.") from None
     before, after, share = trainer.before, measure(), 1.0
-    if start is not None:
-        share, after = _restrain(trained, start, measure, before, after, target, float(plan.others_at_most or 0))
+    if limit is not None:
+        share, after = _restrain(trained, start, measure, before, after, target, limit)
     trainer.accelerator.wait_for_everyone()  # before the first process clears the checkpoints away
     logger.info("after: %s", _line(after))
     if after[target] >= before[target]:
@@ -384,22 +379,22 @@ def _restrain(
     def lost(found: Mapping[str, float]) -> float:
         return max(100 * (found[name] / before[name] - 1) for name in before if name != target)
 
-    def go(share: float) -> dict[str, float]:
+    def go(share: float) -> None:
         with torch.no_grad():
             for name, each in _free(trained):
                 each.copy_(_placed_as(each, start[name]).lerp(end[name], share))
-        return measure()
 
     if lost(after) <= percent:
         return 1.0, after
     logger.info("another language lost %.2f %%, wanted %g at most: scaling down", lost(after), percent)
     end = {name: each.detach().clone() for name, each in _free(trained)}
-    share = 0.0
+    share, after = 0.0, dict(before)
     for halving in range(1, HALVINGS + 1):
         step = share + 0.5**halving
-        if lost(go(step)) <= percent:
-            share = step
-    after = go(share)
+        go(step)
+        if lost(found := measure()) <= percent:
+            share, after = step, found
+    go(share)
     if share == 0:
         logger.warning("any part of the changes costs another language more than %g %%, so none is left", percent)
     else:

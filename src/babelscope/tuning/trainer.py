@@ -35,8 +35,8 @@ class BitsPerByteTrainer(Trainer):
         measure: bits per byte by language of the model as it is now. Every process measures everything: the texts are
             few, and all get the same numbers without talking.
         target: the language to go by.
-        plan: the recipe.
-        kept: blocks of the languages to keep.
+        keep_weight: of a token of the languages to keep, beside one of the target.
+        order: of the blocks of `train_dataset`.
         **options: of the Trainer.
 
     Raises:
@@ -44,7 +44,7 @@ class BitsPerByteTrainer(Trainer):
     """
 
     def __init__(
-        self, measure: Callable[[], dict[str, float]], target: str, plan: Recipe, kept: list[Any], **options: Any
+        self, measure: Callable[[], dict[str, float]], target: str, keep_weight: float, order: Shuffled, **options: Any
     ) -> None:
         super().__init__(eval_dataset={}, **options)
         if launched_with("FSDP") and not self.is_fsdp_enabled:
@@ -52,7 +52,7 @@ class BitsPerByteTrainer(Trainer):
                 "FSDP was asked for, but accelerate shards a model over GPUs and other accelerators only, and found "
                 "none. Launch without it: every process then has the whole model (DDP)."
             )
-        self.measure, self.target, self.plan, self.kept = measure, target, plan, kept
+        self.measure, self.target, self.keep_weight, self.order = measure, target, keep_weight, order
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the caller
         self.add_callback(FiniteGradients())
         if sys.stderr.isatty():
@@ -64,14 +64,14 @@ class BitsPerByteTrainer(Trainer):
         Accelerate would fill up their last batch with blocks of the first; it finds blocks there that don't count.
         """
         blocks: Any = self.train_dataset
-        order = Shuffled(len(blocks), self.plan.kept(len(blocks)) if self.kept else 0, len(self.kept), self.args.seed)
         processes = self.args.world_size
-        order.missing = -len(order) % (self.args.train_batch_size * processes) if processes > 1 else 0
+        self.order.missing = 0
+        self.order.missing = -len(self.order) % (self.args.train_batch_size * processes) if processes > 1 else 0
         uncounted = {**blocks[0], "labels": torch.full_like(blocks[0]["labels"], -100)}
         loader = DataLoader(
-            blocks + self.kept + [uncounted] * order.missing,
+            blocks + [uncounted] * self.order.missing,
             batch_size=self.args.train_batch_size,
-            sampler=order,
+            sampler=self.order,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -105,7 +105,7 @@ class BitsPerByteTrainer(Trainer):
             logits_BTV[rows].float().log_softmax(-1), before_KTV[:, :-1].float().log_softmax(-1),
             reduction="none", log_target=True,
         ).sum(-1)  # fmt: skip
-        loss = loss + self.plan.keep_weight * (moved_KT * (kept_B[rows, None] & (wanted_BT[rows] != -100))).sum()
+        loss = loss + self.keep_weight * (moved_KT * (kept_B[rows, None] & (wanted_BT[rows] != -100))).sum()
         items = (wanted_BT != -100).sum() if num_items_in_batch is None else num_items_in_batch
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # whose gradients are averaged
