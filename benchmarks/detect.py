@@ -78,19 +78,23 @@ def _batch(options: argparse.Namespace, length: int) -> tuple[torch.Tensor, torc
     return ids, torch.ones_like(ids)
 
 
-def _detector(model: Any, slots: tuple[str, ...]) -> tuple[Any, Callable[[torch.Tensor, torch.Tensor], None]]:
-    """An observer to enter, and one step of detection on a batch."""
+def _detector(
+    model: Any, slots: tuple[str, ...], measure: Any = "exact"
+) -> tuple[Any, Callable[[torch.Tensor, torch.Tensor], Any]]:
+    """An observer to enter, and one step of detection on a batch, which gives what was observed."""
     from babelscope.models.anatomy import Anatomy
     from babelscope.models.observe import Observer
     from babelscope.neurons.statistics import Layout, Statistics
 
     anatomy = Anatomy(model, slots)
     widths = {slot: tuple(anatomy.width(slot, layer) for layer in range(anatomy.n_layers)) for slot in slots}
-    gathered = Statistics.empty(Layout(widths))
-    observer = Observer(anatomy, slots=slots, kernel="compiled", activations=True)
+    gathered = Statistics.empty(Layout(widths)).on(model.device)
+    observer = Observer(anatomy, slots=slots, kernel="compiled", activations=True, measure=measure)
 
-    def step(ids: torch.Tensor, mask: torch.Tensor) -> None:
-        gathered.add(observer.run(ids, mask), mask.sum(1), torch.arange(len(ids)), per_token=True)
+    def step(ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        seen = observer.run(ids, mask)
+        gathered.add(seen, mask.sum(1).cpu(), torch.arange(len(ids)), per_token=True)
+        return seen
 
     return observer, step
 
@@ -102,7 +106,7 @@ def _plain(model: Any, ids: torch.Tensor, mask: torch.Tensor, *, logits: bool = 
         runner(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -201,11 +205,15 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _described(machine: dict[str, Any]) -> str:
+    """What it ran on, in words."""
+    return f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}"
+
+
 def _print(record: dict[str, Any], options: argparse.Namespace) -> None:
-    machine = record["machine"]
     print(
         f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, batch {options.batch}; "
-        f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}"
+        f"{_described(record['machine'])}"
     )
     print(
         f"\n{f'time, T = {options.length}':<22}{'plain':>10}{'+ logits':>10}{'detection':>11}{'ratio':>8}"

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detect import SLOTS, _batch, _detector, _machine, _memory, _model, _plain, _seconds
+from detect import SLOTS, _batch, _described, _detector, _machine, _memory, _model, _plain, _seconds
 
 MOST_TOKENS = 8192
 """Of a batch; larger ones are left out."""
@@ -82,7 +83,7 @@ def _cell(model: Any, length: int, batch: int, options: argparse.Namespace) -> d
         found = {"plain": _seconds(lambda: _plain(model, ids, mask))}
         for name, (observer, step) in detectors.items():
             with observer:
-                found[name] = _seconds(lambda: step(ids, mask))  # noqa: B023 (called at once)
+                found[name] = _seconds(partial(step, ids, mask))
         return found
 
     times()
@@ -111,19 +112,24 @@ def _by_documents(model: Any, options: argparse.Namespace) -> list[dict[str, Any
     observer, step = _detector(model, SLOTS["all slots"])
     ids, mask = _batch(argparse.Namespace(batch=4), 256)
     rows = []
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            step(ids, mask)
+
     with observer:
-        step(ids, mask)
+        steps(1)
         for documents in options.documents:
-            seconds = _seconds(lambda: [step(ids, mask) for _ in range(documents // 4)])  # type: ignore[arg-type,return-value]  # noqa: B023
+            seconds = _seconds(partial(steps, documents // 4))
             rows.append({"documents": documents, "seconds": seconds, "each": seconds / documents})
     return rows
 
 
 def _head(record: dict[str, Any], options: argparse.Namespace) -> None:
-    machine, ceilings = record["machine"], record["ceilings"]
+    ceilings = record["ceilings"]
     print(
         f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}; "
-        f"{machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}\n"
+        f"{_described(record['machine'])}\n"
         f"ceilings: {ceilings['operations per second'] / 1e9:,.0f} billion operations (matrix product) and "
         f"{ceilings['exponentials per second'] / 1e9:.2f} billion exponentials per second\n\n"
         f"{'T':>5}{'batch':>6}{'plain':>9}{'v,o,ffn':>9}{'all':>7}{'Gop/s':>8}{'Gexp/s':>8}"
@@ -158,8 +164,7 @@ def _chart(record: dict[str, Any], path: Path) -> None:
     by_length = alt.Chart(alt.Data(values=ratios)).mark_line(point={"size": 70}).encode(
         x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=lengths), title="tokens"),
         y=alt.Y("ratio:Q", title="times a plain forward pass", scale=alt.Scale(domainMin=0)),
-        color=alt.Color("slots:N"),
-        detail="batch:N", shape=alt.Shape("batch:N", sort=None),
+        color=alt.Color("slots:N"), detail="batch:N", shape=alt.Shape("batch:N", sort=None),
     )  # fmt: skip
     by_documents = alt.Chart(alt.Data(values=record["documents"])).mark_line(point=True).encode(
         x=alt.X("documents:Q", title="documents of 256 tokens"), y=alt.Y("seconds:Q", title="seconds, all slots"),

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from detect import _batch, _forget_peak, _machine, _model, _reached, _seconds
+from detect import _batch, _described, _forget_peak, _machine, _model, _reached, _seconds
 
 ARMS = ("neurons", "LoRA", "full")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
@@ -119,10 +119,9 @@ def _peak(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _print(record: dict[str, Any], options: argparse.Namespace) -> None:
-    machine = record["machine"]
     print(
         f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, batch {options.batch} x {options.length} "
-        f"tokens; {machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}"
+        f"tokens; {_described(record['machine'])}"
     )
     print(f"\n{'':<10}{'parameters':>14}{'trained, gradients, AdamW':>28}{'peak':>12}{'step':>10}{'to LoRA':>9}")
     for arm in ARMS:

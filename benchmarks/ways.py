@@ -28,11 +28,9 @@ from torch import Tensor
 
 import babelscope as bs
 from babelscope.models.anatomy import Anatomy
-from babelscope.models.observe import Measure, Observer
-from babelscope.neurons.statistics import Layout, Statistics
-from detect import _batch, _machine, _model, _plain, _seconds
+from babelscope.models.observe import Measure, Observation
+from detect import SLOTS, _batch, _described, _detector, _machine, _model, _plain, _seconds
 
-SLOTS = ("q", "k", "v", "o", "ffn")
 SHARE = 0.01
 """Of a layer's units: the largest, which the published way lists for each document."""
 
@@ -57,23 +55,24 @@ def main() -> None:
 def _times(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options)
     ids, mask = (each.to(model.device) for each in _batch(options, options.length))
-    exact, copied, ffn = Detection(model), Detection(model, "released"), Detection(model, slots=("ffn",))
+    every = SLOTS["all slots"]
+    exact, ffn = detection(model, every), detection(model, ("ffn",))
+    copied = detection(model, tuple(slot for slot in every if slot != "o"), "released")
     published, lape, single = Published(model), Lape(model), OneByOne(model, ids, mask, options.units)
     calls: dict[str, Callable[[], Any]] = {
         "plain": lambda: _plain(model, ids, mask),
-        "detection, all slots": lambda: exact.run(ids, mask),
-        "detection, published scores": lambda: copied.run(ids, mask),
-        "detection, FFN alone": lambda: ffn.run(ids, mask),
+        "detection, all slots": lambda: exact(ids, mask),
+        "detection, published scores": lambda: copied(ids, mask),
+        "detection, FFN alone": lambda: ffn(ids, mask),
         "LAPE alone": lambda: lape.run(ids, mask),
         "published": lambda: [published.run(ids[row : row + 1]) for row in range(len(ids))],
         "one by one": single.run,
     }
-    for call in calls.values():
-        call()
+    found = {name: call() for name, call in calls.items()}
     difference = {
-        "one by one": single.difference(exact),
-        "published": published.difference(copied),
-        "LAPE alone": lape.difference(ffn),
+        "one by one": single.difference(found["detection, all slots"]),
+        "published": published.difference(found["detection, published scores"]),
+        "LAPE alone": lape.difference(found["detection, FFN alone"]),
     }
     assert max(difference.values()) < 2e-2, f"the ways don't find the same: {difference}"
     rounds = []
@@ -91,21 +90,17 @@ def _times(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class Detection:
+def detection(
+    model: Any, slots: tuple[str, ...], measure: Measure = "exact"
+) -> Callable[[Tensor, Tensor], Observation]:
     """What `detect` does with a batch."""
+    observer, step = _detector(model, slots, measure)
 
-    def __init__(self, model: Any, measure: Measure = "exact", slots: tuple[str, ...] = SLOTS) -> None:
-        slots = tuple(slot for slot in slots if slot != "o" or measure == "exact")
-        anatomy = Anatomy(model, slots)
-        widths = {slot: tuple(anatomy.width(slot, layer) for layer in range(anatomy.n_layers)) for slot in slots}
-        self.statistics = Statistics.empty(Layout(widths)).on(model.device)
-        self.observer = Observer(anatomy, slots=slots, kernel="compiled", activations=True, measure=measure)
+    def run(ids: Tensor, mask: Tensor) -> Observation:
+        with observer:
+            return step(ids, mask)  # type: ignore[no-any-return]
 
-    def run(self, ids: Tensor, mask: Tensor) -> None:
-        """Observes and takes in."""
-        with self.observer:
-            self.seen = self.observer.run(ids, mask)
-            self.statistics.add(self.seen, mask.sum(1).cpu(), torch.arange(len(ids)), per_token=False)
+    return run
 
 
 class Lape:
@@ -128,9 +123,9 @@ class Lape:
         for handle in handles:
             handle.remove()
 
-    def difference(self, ours: Detection) -> float:
+    def difference(self, ours: Observation) -> float:
         """Of the counts."""
-        pairs = zip(self.counts, ours.seen.activation["ffn"], strict=True)
+        pairs = zip(self.counts, ours.activation["ffn"], strict=True)
         return max(float((theirs - each.positive).abs().max()) for theirs, each in pairs)
 
 
@@ -186,10 +181,10 @@ class Published:
             for each in self.found
         ]
 
-    def difference(self, ours: Detection) -> float:
+    def difference(self, ours: Observation) -> float:
         """Of the last document's scores."""
         return max(
-            _difference(ours.seen.impact[slot][place][-1].cpu(), value)
+            _difference(ours.impact[slot][place][-1].cpu(), value)
             for place, each in enumerate(self.found)
             for slot, value in each.items()
         )
@@ -199,10 +194,10 @@ class OneByOne:
     """Zeroes units drawn from all, each by itself, and runs the model again up to the end of the unit's sub-layer."""
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, units: int) -> None:
-        self.model, self.batch, self.anatomy = model, (ids, mask), Anatomy(model, SLOTS)
+        self.model, self.batch, self.anatomy = model, (ids, mask), Anatomy(model, SLOTS["all slots"])
         places = [
             (slot, layer, unit)
-            for slot in SLOTS
+            for slot in self.anatomy.slots
             for layer in range(self.anatomy.n_layers)
             for unit in range(self.anatomy.width(slot, layer))
         ]
@@ -238,10 +233,10 @@ class OneByOne:
             handle.remove()
         raise AssertionError("the sub-layer did not run")
 
-    def difference(self, ours: Detection) -> float:
+    def difference(self, ours: Observation) -> float:
         """Of the last document's impacts where they are on the sub-layer's output, that is not of q and k."""
         return max(
-            abs(float(ours.seen.impact[slot][layer][-1, unit]) / found - 1)
+            abs(float(ours.impact[slot][layer][-1, unit]) / found - 1)
             for (slot, layer, unit), found in zip(self.drawn, self.found, strict=True)
             if slot not in ("q", "k")
         )
@@ -267,10 +262,9 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _print(record: dict[str, Any], options: argparse.Namespace) -> None:
-    machine = record["machine"]
     print(
         f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, {options.batch} documents of {options.length} "
-        f"tokens; {machine['gpu'] or str(machine['threads']) + ' CPU threads'}; torch {machine['torch']}"
+        f"tokens; {_described(record['machine'])}"
     )
     print(f"\n{'':<30}{'s per document':>16}{'to plain':>12}{'to detection':>14}")
     ratios = record["over plain"]
