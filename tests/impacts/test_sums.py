@@ -11,7 +11,7 @@ from torch import Tensor
 
 from babelscope.detection.detect import _operations
 from babelscope.impacts import sums
-from babelscope.impacts.sums import TERMS, token_sums
+from babelscope.impacts.sums import TERMS, token_sums, value_squares, weight_gram
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.observe import Observer
 from impacts.test_kernels import needs_a_compiler
@@ -79,6 +79,46 @@ def test_compiled_in_other_precisions(dtype: torch.dtype) -> None:
     agree(*states(2, 40, 5, dtype), "compiled")
 
 
+def outputs_agree(
+    batch: int, tokens: int, groups: int, heads: int, width: int, kernel: str, dtype: torch.dtype
+) -> None:
+    """Against what a value channel adds to the output of attention: its heads' outputs times their columns of W_O."""
+    values, counted = states(batch, tokens, groups * heads * width, dtype)
+    weight = torch.randn(11, groups * heads * width, generator=torch.Generator().manual_seed(heads), dtype=values.dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = value_squares(values, counted, weight_gram(weight.to(wide), groups, width), kernel)  # type: ignore[arg-type]
+    assert found.dtype == wide
+    parts_BTGRD = (values.double() * counted[..., None]).view(batch, tokens, groups, heads, width)
+    moved = torch.einsum("btgrd,mgrd->btgdm", parts_BTGRD, weight.double().view(-1, groups, heads, width))
+    exact = moved.square().sum((1, 4)).flatten(1)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance * float(exact.max()))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_impacts_of_v_are_those_of_its_output(heads: int, dtype: torch.dtype) -> None:
+    outputs_agree(3, 21, 2, heads, 4, "eager", dtype)
+
+
+@needs_a_compiler
+def test_impacts_of_v_compiled_for_every_shape(caplog: pytest.LogCaptureFixture) -> None:
+    torch._dynamo.reset()
+    with caplog.at_level(logging.WARNING):
+        for heads in (2, 7, sums._HEADS + 1):  # the last is not compiled
+            for batch, tokens in ((2, 32), (3, 47), (1, 64), (1, 50), (4, 5)):
+                outputs_agree(batch, tokens, 2, heads, 4, "compiled", torch.float32)
+        outputs_agree(2, 40, 3, 7, 16, "compiled", torch.float32)
+    assert not caplog.text, "after eight compilations of a function it runs eagerly"
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_impacts_of_v_compiled_in_other_precisions(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    outputs_agree(2, 40, 2, 3, 4, "compiled", dtype)
+
+
 def test_what_cannot_be_compiled_is_summed_in_chunks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,13 +128,16 @@ def test_what_cannot_be_compiled_is_summed_in_chunks(
         raise FailOnRecompileLimitHit("on purpose")
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: broken)
-    sums._compiled.cache_clear()
+    for made in (sums._compiled_terms, sums._compiled_squares):
+        made.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             agree(*states(3, 50, 5), "compiled")
-        assert caplog.text.count("could not be compiled") == 1
+            outputs_agree(3, 50, 2, 3, 4, "compiled", torch.float32)
+        assert caplog.text.count("could not be compiled") == 2
     finally:
-        sums._compiled.cache_clear()
+        for made in (sums._compiled_terms, sums._compiled_squares):
+            made.cache_clear()
 
 
 @needs_a_compiler

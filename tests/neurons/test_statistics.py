@@ -338,6 +338,23 @@ def test_without_activations() -> None:
     assert statistics.documents.sum() == 3
 
 
+def test_hits_are_of_each_layer_by_itself_whatever_its_width() -> None:
+    """Layers of one width in a row are counted together, others apart."""
+    widths = (4, 4, 9, 4, 4)
+    statistics = Statistics.empty(Layout({"ffn": widths}, FOLDS, SHARES, activations=False))
+    values = [
+        torch.rand(5, width, generator=torch.Generator().manual_seed(place)) for place, width in enumerate(widths)
+    ]
+    statistics.add(Observation({"ffn": values}, {}), torch.ones(5, dtype=torch.int64), torch.arange(5), per_token=False)
+    for hits_FN, share in zip(statistics.slots["ffn"]["hits"], SHARES, strict=True):
+        wanted = torch.zeros(FOLDS, sum(widths), dtype=torch.int32)
+        for document in range(5):
+            for place, layer in enumerate(values):
+                among = layer[document].argsort(descending=True)[: statistics.layout.kept(widths[place], share)]
+                wanted[document % FOLDS, sum(widths[:place]) + among] += 1
+        assert torch.equal(hits_FN, wanted)
+
+
 def test_a_top_share_is_never_nothing() -> None:
     assert [LAYOUT.kept(width, 0.3) for width in (1, 3, 5, 7)] == [1, 1, 2, 2]
     observation, tokens = _observed(1, 0)

@@ -112,26 +112,3 @@ def _by_group(states_BTHD: Tensor, groups: int) -> Tensor:
     """[B, T, H, D] -> [B * G, R, T, D]; query heads of one kv head are neighbours."""
     batch, tokens, heads, width = states_BTHD.shape
     return states_BTHD.transpose(1, 2).reshape(batch * groups, heads // groups, tokens, width)
-
-
-def weight_gram(output_weight_MC: Tensor, groups: int, width: int) -> Tensor:
-    """[G, D, R, R] inner products of the columns of W_O that one value channel meets (weight: [M, H * D])."""
-    columns = output_weight_MC.reshape(output_weight_MC.shape[0], groups, -1, width).permute(1, 3, 2, 0)
-    return columns @ columns.transpose(-1, -2)
-
-
-def value_squares(output_input_BTC: Tensor, gram_GDRR: Tensor) -> Tensor:
-    """Squared impact of every value channel at the attention output, [B, G * D].
-
-    Value channel n of kv head g enters the outputs of all R heads of its group, so
-    Imp^2 = sum over the R x R entries of (O_n^T O_n) * (W_n^T W_n).
-
-    Args:
-        output_input_BTC: input of W_O, [B, T, H * D]; rows that don't count are zero.
-        gram_GDRR: from `weight_gram`.
-    """
-    groups, width, heads, _ = gram_GDRR.shape
-    batch, tokens, _ = output_input_BTC.shape
-    states = output_input_BTC.reshape(batch, tokens, groups, heads, width).permute(0, 2, 4, 3, 1)
-    states = states.contiguous()  # once; the product would copy each of its sides
-    return ((states @ states.transpose(-1, -2)) * gram_GDRR).sum((-1, -2)).clamp_min(0).flatten(1)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from babelscope.errors import UnsupportedModelError
-from babelscope.impacts.formulas import Rotation, key_change, norm_gain, query_change, value_squares, weight_gram
+from babelscope.impacts.formulas import Rotation, key_change, norm_gain, query_change
 from babelscope.impacts.kernels import Attention, Change, compute_dtype, impact_squares
-from babelscope.impacts.sums import TERMS, Term, token_sums
+from babelscope.impacts.sums import TERMS, Term, token_sums, value_squares, weight_gram
 from babelscope.models.anatomy import LayerAnatomy, dense_weight
 from babelscope.models.interfaces import TAPS, block_bias, experts_forward
 from babelscope.models.parallel import matching
@@ -308,7 +308,7 @@ class LayerTap:
                 self._saw("o", **sums)
         if "v" in slots and "v" not in self.impact:
             gram = self.constant("v", lambda: weight_gram(self._weight(module, states), kv_heads, part.head_dim))
-            self._scored("v", value_squares(states.to(wide) * counted[..., None], gram).sqrt())
+            self._scored("v", value_squares(states, counted, gram, self.observer.kernel).sqrt())
 
     # -- FFN -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ Axes: `F` folds, `N` units of a slot over all layers, `K` top-k shares, `E` thre
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,15 +144,17 @@ class Statistics:
         hits_KFN = self.slots[slot]["hits"]
         # The largest share first, for the next are among it; not sorted, which is most of the work.
         shares = sorted(zip(self.layout.top_shares, hits_KFN.flatten(1), strict=True), key=lambda each: -each[0])
-        row_B1 = (fold_B * impact_BN.shape[1])[:, None]
-        for layer in self.layout.split(slot, impact_BN):
-            width, values, units = layer.shape[1], layer, None
+        first, units_BN = 0, impact_BN.shape[1]
+        for width, alike in itertools.groupby(self.layout.widths[slot]):  # layers in a row, all at once
+            layers, units = len(list(alike)), None
+            values = impact_BN[:, first : first + layers * width].unflatten(1, (layers, width))
+            starts_L1 = first + width * torch.arange(layers, device=fold_B.device)[:, None]
             for share, hits in shares:
-                values, among = values.topk(min(width, self.layout.kept(width, share)), dim=1, sorted=False)
-                units = among if units is None else units.gather(1, among)
-                places = (row_B1 + units).flatten()
+                values, among = values.topk(min(values.shape[2], self.layout.kept(width, share)), dim=2, sorted=False)
+                units = among if units is None else units.gather(2, among)
+                places = (fold_B[:, None, None] * units_BN + starts_L1 + units).flatten()
                 hits.scatter_add_(0, places, torch.ones_like(places, dtype=hits.dtype))
-            row_B1 = row_B1 + width
+            first += layers * width
 
     def merge(self, other: Statistics) -> Statistics:
         """Both shards together; ProvenanceError when they count different things."""
