@@ -32,7 +32,7 @@ def main() -> None:
     """Runs the benchmark and prints a table; `--json FILE` keeps the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=2048, help="in a batch: detect's default on a CPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--length", type=int, default=256, help="tokens per document for the times")
     parser.add_argument("--memory-length", type=int, default=512, help="tokens per document for the memory")
@@ -73,8 +73,8 @@ def _model(options: argparse.Namespace, **changes: Any) -> Any:
         torch.set_default_dtype(default)
 
 
-def _batch(options: argparse.Namespace, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(0, 151936, (options.batch, length), generator=torch.Generator().manual_seed(1))
+def _batch(documents: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, 151936, (documents, length), generator=torch.Generator().manual_seed(1))
     return ids, torch.ones_like(ids)
 
 
@@ -118,7 +118,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _times(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options)
-    ids, mask = _batch(options, options.length)
+    ids, mask = _batch(options.tokens // options.length, options.length)
     found: dict[str, Any] = {}
     for name, slots in SLOTS.items():
         observer, step = _detector(model, slots)
@@ -140,7 +140,7 @@ def _times(options: argparse.Namespace) -> dict[str, Any]:
             "seconds": median,
             "over plain": statistics.median(each["detection"] / each["plain"] for each in rounds),
             "over plain with logits": statistics.median(each["detection"] / each["with logits"] for each in rounds),
-            "documents": options.batch,
+            "documents": len(ids),
             "tokens": options.length,
         }
     return found
@@ -149,7 +149,7 @@ def _times(options: argparse.Namespace) -> dict[str, Any]:
 def _memory(options: argparse.Namespace) -> dict[str, Any]:
     def peak(what: str) -> int:
         command = [sys.executable, __file__, "--memory-of", what, "--layers", str(options.layers)]
-        command += ["--batch", str(options.batch), "--memory-length", str(options.memory_length)]
+        command += ["--tokens", str(options.tokens), "--memory-length", str(options.memory_length)]
         command += ["--dtype", options.dtype]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return int(json.loads(output.strip().splitlines()[-1])["peak"])
@@ -164,7 +164,7 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
 
 def _peak(options: argparse.Namespace) -> int:
     model = _model(options)
-    ids, mask = _batch(options, options.memory_length)
+    ids, mask = _batch(options.tokens // options.memory_length, options.memory_length)
     _forget_peak()
     if options.memory_of == "plain":
         _plain(model, ids, mask)
@@ -212,7 +212,7 @@ def _described(machine: dict[str, Any]) -> str:
 
 def _print(record: dict[str, Any], options: argparse.Namespace) -> None:
     print(
-        f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, batch {options.batch}; "
+        f"Qwen2.5-0.5B shape, {options.layers} layers, {options.dtype}, batches of {options.tokens} tokens; "
         f"{_described(record['machine'])}"
     )
     print(

@@ -75,8 +75,8 @@ def _ceilings(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _cell(model: Any, length: int, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    sizes = argparse.Namespace(**{**vars(options), "batch": batch, "memory_length": length})
-    ids, mask = _batch(sizes, length)
+    sizes = argparse.Namespace(**{**vars(options), "tokens": batch * length, "memory_length": length})
+    ids, mask = _batch(batch, length)
     detectors = {name: _detector(model, slots) for name, slots in SLOTS.items()}
 
     def times() -> dict[str, float]:
@@ -110,7 +110,7 @@ def _cell(model: Any, length: int, batch: int, options: argparse.Namespace) -> d
 def _by_documents(model: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One step after the other on as many documents, statistics included."""
     observer, step = _detector(model, SLOTS["all slots"])
-    ids, mask = _batch(argparse.Namespace(batch=4), 256)
+    ids, mask = _batch(4, 256)
     rows = []
 
     def steps(count: int) -> None:

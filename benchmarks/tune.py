@@ -73,7 +73,7 @@ def _arm(arm: str, options: argparse.Namespace) -> tuple[list[torch.nn.Parameter
         get_peft_model(model, LoraConfig(r=options.rank, target_modules=LINEAR, task_type="CAUSAL_LM"))
     parameters = [each for each in model.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-4)
-    ids, mask = (each.to(next(model.parameters()).device) for each in _batch(options, options.length))
+    ids, mask = (each.to(next(model.parameters()).device) for each in _batch(options.batch, options.length))
 
     def step() -> None:
         model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()

@@ -54,7 +54,7 @@ def main() -> None:
 
 def _times(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options)
-    ids, mask = (each.to(model.device) for each in _batch(options, options.length))
+    ids, mask = (each.to(model.device) for each in _batch(options.batch, options.length))
     every = SLOTS["all slots"]
     exact, ffn = detection(model, every), detection(model, ("ffn",))
     copied = detection(model, tuple(slot for slot in every if slot != "o"), "released")

@@ -100,7 +100,7 @@ def test_commands_and_flags_are_frozen():
         "--revision= --trust-remote-code --tensor-parallel --out= --dry-run",
         "select": "--json --debug RUN --language= --rule= --budget= --eps= --top-k= --min-support= --per-slot --slots= "
         "--exclude= --statistic= --own= --others= --out=",
-        "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --keep= --keep-share= --keep-weight= "
+        "tune": "--json --debug MODEL --neurons= --corpus= --held-out= --keep= --keep-share= "
         "--others-at-most= --documents= --max-tokens= --batch-size= --epochs= --learning-rate= --field= --seed= "
         "--merge --force --dtype= --device-map= --revision= --trust-remote-code --experiment= --dry-run --out=",
         "lens": "--json --debug MODEL --corpus= --prompts= --profile-documents= --documents= --max-tokens= "

@@ -63,14 +63,14 @@ def test_what_is_typed_reaches_the_library(world: Any, tmp_path: Path, monkeypat
         raise bs.errors.ConfigError("enough")
 
     monkeypatch.setattr("babelscope.tuning.train.tune", stop)
-    keep = ["--keep", f"zh={world[1]['fr']}", "--keep-share", 0.5, "--keep-weight", 2]
+    keep = ["--keep", f"zh={world[1]['fr']}", "--keep-share", 0.5]
     keep += ["--others-at-most", 1.5]
     assert cli.main(words(world, tmp_path / "run", "--batch-size", 2, "--seed", 3, "--force", *keep)) == 1
     names = ("documents", "max_tokens", "batch_size", "epochs", "learning_rate", "seed", "force", "language", "run_dir")
     expected = (20, 32, 2, 2.0, 0.01, 3, True, "sw", tmp_path / "run")
     assert tuple(asked[name] for name in names) == expected
     assert list(asked["held_out"]) == ["fr"]
-    assert (list(asked["keep"]), asked["keep_share"], asked["keep_weight"]) == (["zh"], 0.5, 2.0)
+    assert (list(asked["keep"]), asked["keep_share"]) == (["zh"], 0.5)
     assert asked["others_at_most"] == 1.5
 
 

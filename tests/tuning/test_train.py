@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
@@ -24,8 +24,8 @@ from babelscope import Anatomy, NeuronAdapterConfig, NeuronSet
 from babelscope.errors import ConfigError, DataError, MissingDependencyError, NumericsError, RunFolderError
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.tuning.proof import changes
-from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, Recipe, _restrain, pack
-from babelscope.tuning.trainer import BitsPerByteTrainer, Shuffled, arguments
+from babelscope.tuning.train import ADAPTER, CHECKPOINTS, HISTORY, MODEL, _restrain, pack
+from babelscope.tuning.trainer import BitsPerByteTrainer
 from builders import BOS, byte_llama, byte_tokenizer, make_texts
 from tuning.cases import logits_of, neurons_of
 
@@ -254,41 +254,6 @@ def test_other_things_to_train() -> None:
 KEPT = make_texts("fr", 30)
 
 
-@pytest.mark.parametrize("kind", ["neurons", "lora"])
-def test_the_loss_of_kept_blocks_is_how_far_predictions_have_moved(kind: str, tmp_path: Path) -> None:
-    """By hand in float64: the target's tokens by their likelihood, others by the divergence from the base."""
-    model = byte_llama()
-    lora = LoraConfig(task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, lora if kind == "lora" else NeuronAdapterConfig.from_neurons(neurons_of(model)))
-    with torch.no_grad():
-        for place, each in enumerate(p for p in adapted.parameters() if p.requires_grad):
-            each.copy_(torch.randn(each.shape, generator=torch.Generator().manual_seed(place)) / 10)
-    blocks = [*pack(byte_tokenizer(), TEXTS[:2], 24), *pack(byte_tokenizer(), KEPT[:2], 24)]
-    marked = [{**block, "kept": torch.tensor(place % 2 == 1)} for place, block in enumerate(blocks)]
-    args = arguments(Recipe(**RECIPE), len(blocks), tmp_path, whole=False, fresh=True)
-    order = Shuffled(len(blocks), 0, 0, 0)
-    trainer = BitsPerByteTrainer(dict, "sw", 2.5, order, model=adapted, args=args, train_dataset=marked)
-    batch = {name: torch.stack([block[name] for block in marked]) for name in marked[0]}
-    found = trainer.compute_loss(adapted, dict(batch))
-
-    total, count, far = 0.0, 0, 0.0
-    for block in marked:
-        now, before = (
-            logits_of(each, block["input_ids"][None], block["attention_mask"][None])[0].double().log_softmax(-1)
-            for each in (adapted, byte_llama())
-        )
-        for place in range(1, int(block["attention_mask"].sum())):
-            divergence = float((before[place - 1].exp() * (before[place - 1] - now[place - 1])).sum())
-            own = -float(now[place - 1][block["input_ids"][place]])
-            total += 2.5 * divergence if block["kept"] else own
-            far += divergence
-            count += 1
-    assert far > 0.1, "the adapter does nothing"
-    assert float(found) == pytest.approx(total / count, rel=1e-5)
-    found.backward()
-    assert all(each.grad is not None for each in adapted.parameters() if each.requires_grad)
-
-
 @pytest.mark.parametrize("whole", [False, True])
 def test_kept_languages_move_less(whole: bool) -> None:
     after = []
@@ -302,17 +267,17 @@ def test_kept_languages_move_less(whole: bool) -> None:
         assert result.after["sw"] < result.before["sw"] - 0.1
         after.append(result.after["fr"] - result.before["fr"])
     alone, beside = after
-    assert beside < 0 if whole else abs(beside) < 0.5 * abs(alone)
+    assert beside < min(alone, 0), "they are trained on too"
 
 
 def test_kept_blocks_are_of_every_language_as_many(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen: list[tuple[bool, list[int]]] = []
+    seen: list[list[int]] = []
     step = BitsPerByteTrainer.training_step
 
     def recording(self: Any, model: nn.Module, inputs: Any, *args: Any) -> torch.Tensor:
-        seen.extend(zip(inputs["kept"].tolist(), inputs["input_ids"].tolist(), strict=True))
+        seen.extend(inputs["input_ids"].tolist())
         return step(self, model, inputs, *args)
 
     monkeypatch.setattr(BitsPerByteTrainer, "training_step", recording)
@@ -332,9 +297,9 @@ def test_kept_blocks_are_of_every_language_as_many(
     ]
     again = itertools.cycle(turns)
     for epoch in (seen[: own + share], seen[own + share :]):
-        assert sorted(ids for kept, ids in epoch if not kept) == sorted(blocks["sw"])
-        assert sorted(ids for kept, ids in epoch if kept) == sorted(next(again) for _ in range(share))
-        assert [kept for kept, _ in epoch] != sorted(kept for kept, _ in epoch), "nothing is mixed"
+        kept = [next(again) for _ in range(share)]
+        assert sorted(epoch) == sorted(blocks["sw"] + kept)
+        assert sorted(epoch[-share:]) != sorted(kept), "nothing is mixed"
 
 
 @pytest.mark.parametrize("kind", ["neurons", "lora", "whole"])
@@ -405,9 +370,8 @@ def test_what_cannot_be_kept() -> None:
         tuned(byte_llama(), keep={"sw": KEPT})
     with pytest.raises(DataError, match="fr: found no text to keep it by"):
         tuned(byte_llama(), keep={"zh": make_texts("zh", 2), "fr": HELD["fr"]})
-    for name in ("keep_share", "keep_weight"):
-        with pytest.raises(ConfigError, match="wanted epochs, keep_share, keep_weight and learning_rate above 0"):
-            tuned(byte_llama(), keep={"fr": KEPT}, **{name: 0.0})
+    with pytest.raises(ConfigError, match="wanted epochs, keep_share and learning_rate above 0"):
+        tuned(byte_llama(), keep={"fr": KEPT}, keep_share=0.0)
 
 
 def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +382,7 @@ def test_settings_and_corpora_that_cannot_be_used(monkeypatch: pytest.MonkeyPatc
         tuned(model, epoch=3)
     with pytest.raises(ConfigError, match="batch_size of 1 or more, found 0"):
         tuned(model, batch_size=0)
-    with pytest.raises(ConfigError, match=r"found 0, 1.0, 6.0, 0.01 and 0.1"):
+    with pytest.raises(ConfigError, match=r"found 0, 1.0, 0.01 and 0.1"):
         tuned(model, epochs=0)
     with pytest.raises(DataError, match=r"too few.*Give more documents"):
         tuned(model, corpus=TEXTS[:1], held_out={})

@@ -123,9 +123,7 @@ def _tune(args: argparse.Namespace) -> Answer:
     neurons = load_neurons(args.neurons)
     model, tokenizer = load_model(args.model, **loading(args))
     ((language, corpus),) = corpora.items()
-    options = given(
-        args, "documents max_tokens batch_size epochs learning_rate keep_share keep_weight others_at_most force seed"
-    )
+    options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share others_at_most force seed")
     with log_above_progress():
         result = tune(
             model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,

@@ -154,10 +154,9 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--keep", action="append", default=[], type=corpus, metavar="LANGUAGE=SOURCE",
-        help="texts of other languages, which the model is to predict as it did before",
+        help="texts of other languages, trained on beside the target so that they do not get worse",
     )  # fmt: skip
     add("--keep-share", type=real, default=1.0, metavar="X", help="of these, per block of the target (%(default)s)")
-    add("--keep-weight", type=real, default=6.0, metavar="X", help="of a token of these (%(default)s)")
     add(
         "--others-at-most", type=real, metavar="PERCENT",
         help="by which any other held-out language may get worse; the changes are scaled down to that (no limit)",

@@ -91,8 +91,8 @@ def _summed(
     """Sums of states [B, T, ...] over counted tokens, each [B, ...].
 
     Args:
-        by_group: takes states [B, S, 16, ...] and weights [B, S, 16]; gives sums by group, each [B, S, ...].
-        plain: takes states [B, T, ...] and weights [B, T]; gives each sum as [B, ...].
+        by_group: takes states [B, S, 16, ...] and weights [B, S, 16].
+        plain: takes states [B, T, ...] and weights [B, T].
         states: what to sum.
         counted_BT: bool.
         kernel: `compiled` takes `by_group`, for as many tokens as there are whole groups of.
@@ -103,8 +103,7 @@ def _summed(
     whole = groups * _GROUP if kernel == "compiled" and groups > 1 else 0
     if not whole:
         return plain(states, weight_BT)
-    grouped = by_group(*(each[:, :whole].unflatten(1, (groups, _GROUP)) for each in (states, weight_BT)))
-    sums = [each.sum(1) for each in grouped]
+    sums = by_group(*(each[:, :whole].unflatten(1, (groups, _GROUP)) for each in (states, weight_BT)))
     if whole == states.shape[1]:
         return sums
     rest = plain(states[:, whole:], weight_BT[:, whole:])
@@ -137,20 +136,20 @@ def _by_pairs(states_BTGRD: Tensor, weight_BT: Tensor, gram_RRGD: Tensor) -> lis
 
 @functools.cache
 def _compiled_terms() -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """Takes states [B, S, 16, N] and weights [B, S, 16]; gives every term summed by group, each [B, S, N]."""
-    return compiled(_fused_terms, _each_group(_in_chunks), _any_size({4: (2,), 3: (2,)}), "the fused sum over tokens")
+    """Takes states [B, S, 16, N] and weights [B, S, 16]; gives every term, each [B, N]."""
+    return compiled(_fused_terms, _ungrouped(_in_chunks), _any_size({4: (2,), 3: (2,)}), "the fused sum over tokens")
 
 
 def _fused_terms(states_BSTN: Tensor, weight_BST: Tensor) -> list[Tensor]:
     part, weight = states_BSTN.to(weight_BST.dtype), weight_BST[..., None]
-    return [(_term(part, term) * weight).sum(2) for term in TERMS]
+    return [(_term(part, term) * weight).sum(2).sum(1) for term in TERMS]
 
 
 @functools.cache
 def _compiled_squares() -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
-    """Takes states [B, S, 16, G, R, D], weights [B, S, 16] and [R, R, G, D]; gives one sum by group, [B, S, G, D]."""
+    """Takes states [B, S, 16, G, R, D], weights [B, S, 16] and [R, R, G, D]; gives one sum, [B, G, D]."""
     sizes = _any_size({6: (2, 4), 3: (2,), 4: (0, 1)})
-    return compiled(_fused_squares, _each_group(_by_pairs), sizes, "the impact of v")
+    return compiled(_fused_squares, _ungrouped(_by_pairs), sizes, "the impact of v")
 
 
 def _fused_squares(states_BSTGRD: Tensor, weight_BST: Tensor, gram_RRGD: Tensor) -> list[Tensor]:
@@ -162,17 +161,12 @@ def _fused_squares(states_BSTGRD: Tensor, weight_BST: Tensor, gram_RRGD: Tensor)
         for other in range(place + 1, len(heads)):
             row = row + heads[other] * (2 * gram_RRGD[place, other])
         form = form + row * head
-    return [(form * weight_BST[..., None, None]).sum(2)]
+    return [(form * weight_BST[..., None, None]).sum(2).sum(1)]
 
 
-def _each_group(plain: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
-    """Sums over all tokens, made sums over those of each group."""
-
-    def run(states: Tensor, weight_BST: Tensor, *constants: Tensor) -> list[Tensor]:
-        sums = plain(states.flatten(0, 1), weight_BST.flatten(0, 1), *constants)
-        return [each.unflatten(0, weight_BST.shape[:2]) for each in sums]
-
-    return run
+def _ungrouped(plain: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """The same for states and weights whose tokens are in groups."""
+    return lambda states, weight_BST, *constants: plain(states.flatten(1, 2), weight_BST.flatten(1, 2), *constants)
 
 
 def _any_size(fixed: Mapping[int, tuple[int, ...]]) -> Callable[[Tensor], Tensor]:

@@ -25,10 +25,7 @@ ARMS = ("neurons", "random", "lora", "full")
 """Each of `neurons` is an arm of its own name; `random` matches the first of them, `lora` its number of parameters."""
 RATES = {"neurons": (3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
 """To try, where a file doesn't say."""
-RECIPE = (
-    "max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience", "keep_share", "keep_weight",
-    "others_at_most",
-)  # fmt: skip
+RECIPE = ("max_tokens", "batch_size", "epochs", "warmup", "evaluations", "patience", "keep_share", "others_at_most")
 """Fields of `Recipe` that a file may set; the others vary by cell."""
 
 

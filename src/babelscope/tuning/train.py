@@ -64,8 +64,6 @@ class Recipe:
     """Held-out texts per language, the first ones of each source."""
     keep_share: float = 1.0
     """Blocks of the languages to keep, of each as many, for one of the target; other ones in each epoch."""
-    keep_weight: float = 6.0
-    """Of a token of those languages, beside one of the target; for adapters."""
     others_at_most: float | None = None
     """Percent by which the bits per byte of any other language's held-out texts may get worse: where they did more, all
     changes are scaled down together, until they do not. None: no limit."""
@@ -78,19 +76,13 @@ class Recipe:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"wanted {name} of {low} or more, found {getattr(self, name)}. Raise it.")
-        positive = (
-            self.epochs,
-            self.keep_share,
-            self.keep_weight,
-            1.0 if self.learning_rate is None else self.learning_rate,
-        )
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
         if self.others_at_most is not None and not self.others_at_most > 0:
             raise ConfigError(f"wanted others_at_most above 0 percent, found {self.others_at_most}. Raise it.")
-        if not (min(positive) > 0 and 0 <= self.warmup < 1):
+        if not (min(self.epochs, self.keep_share, rate) > 0 and 0 <= self.warmup < 1):
             raise ConfigError(
-                "wanted epochs, keep_share, keep_weight and learning_rate above 0 and warmup from 0 to below 1, found "
-                f"{self.epochs}, {self.keep_share}, {self.keep_weight}, {self.learning_rate} and {self.warmup}. "
-                "Correct them."
+                "wanted epochs, keep_share and learning_rate above 0 and warmup from 0 to below 1, found "
+                f"{self.epochs}, {self.keep_share}, {self.learning_rate} and {self.warmup}. Correct them."
             )
 
     def kept(self, blocks: int) -> int:
@@ -151,9 +143,8 @@ def tune(
         language: of the corpus; None: the one that the set was detected for.
         held_out: language -> texts to measure bits per byte on, never trained on. Without texts of the target, the
             last tenth of its documents is held out.
-        keep: language -> texts of other languages that are to stay as they are. Blocks of the first ones are mixed in,
-            and an adapter is held to what the model said of them before it (KL divergence, in nats per token like the
-            target's loss); where all weights are trained nothing of that is left, and they are trained on like others.
+        keep: language -> texts of other languages, which are not to get worse. Blocks of them are mixed in and
+            trained on like those of the target (replay; docs/decisions/0021).
         run_dir: a folder for checkpoints, the adapter and the loss curve; the same call resumes it. Checkpoints hold
             torch files (optimiser, schedule, random states), which the Trainer reads with weights_only=True.
         force: accept a set of another model with the same shapes.
@@ -206,9 +197,6 @@ def tune(
             return _finished(folder, model, target)
         blocks = pack(tokenizer, texts, plan.max_tokens)
         kept = _kept(others, tests, tokenizer, plan, len(blocks)) if others else []
-        if kept and neurons is not None:
-            blocks = [{**block, "kept": torch.tensor(False)} for block in blocks]
-            kept = [{**block, "kept": torch.tensor(True)} for block in kept]
         return _train(model, tokenizer, neurons, blocks, kept, tests, target, plan, folder, run_dir is not None, force)
 
 
@@ -328,7 +316,6 @@ def _train(
     trainer = BitsPerByteTrainer(
         measure,
         target,
-        plan.keep_weight,
         order,
         model=trained,
         args=arguments(plan, len(order), folder / CHECKPOINTS, whole=whole, fresh=checkpoint is None),

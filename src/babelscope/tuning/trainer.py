@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -35,7 +34,6 @@ class BitsPerByteTrainer(Trainer):
         measure: bits per byte by language of the model as it is now. Every process measures everything: the texts are
             few, and all get the same numbers without talking.
         target: the language to go by.
-        keep_weight: of a token of the languages to keep, beside one of the target.
         order: of the blocks of `train_dataset`.
         **options: of the Trainer.
 
@@ -43,16 +41,14 @@ class BitsPerByteTrainer(Trainer):
         ConfigError: FSDP was asked for where accelerate doesn't shard.
     """
 
-    def __init__(
-        self, measure: Callable[[], dict[str, float]], target: str, keep_weight: float, order: Shuffled, **options: Any
-    ) -> None:
+    def __init__(self, measure: Callable[[], dict[str, float]], target: str, order: Shuffled, **options: Any) -> None:
         super().__init__(eval_dataset={}, **options)
         if launched_with("FSDP") and not self.is_fsdp_enabled:
             raise ConfigError(
                 "FSDP was asked for, but accelerate shards a model over GPUs and other accelerators only, and found "
                 "none. Launch without it: every process then has the whole model (DDP)."
             )
-        self.measure, self.target, self.keep_weight, self.order = measure, target, keep_weight, order
+        self.measure, self.target, self.order = measure, target, order
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the caller
         self.add_callback(FiniteGradients())
         if sys.stderr.isatty():
@@ -76,40 +72,6 @@ class BitsPerByteTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """As the Trainer's; in nats per token also where blocks of other languages are to be kept.
-
-        Their tokens count with the divergence of what the model says from what it said without the adapter.
-        """
-        kept_B = inputs.pop("kept", None)
-        if kept_B is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels_BT = inputs.pop("labels")
-        # Without any such block too: under FSDP all processes must come by, for each holds a part of the weights.
-        rows = kept_B.nonzero()[:, 0] if kept_B.any() else torch.zeros(1, dtype=torch.long, device=kept_B.device)
-        own = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), own.disable_adapter():
-            before_KTV = own(**{name: each[rows] for name, each in inputs.items()}, use_cache=False).logits
-        outputs = model(**inputs, use_cache=False)
-        logits_BTV, wanted_BT = outputs.logits[:, :-1], labels_BT[:, 1:]
-        own_BT = wanted_BT.masked_fill(kept_B[:, None], -100)
-        loss = nn.functional.cross_entropy(logits_BTV.transpose(1, 2).float(), own_BT, reduction="sum")
-        moved_KT = nn.functional.kl_div(
-            logits_BTV[rows].float().log_softmax(-1), before_KTV[:, :-1].float().log_softmax(-1),
-            reduction="none", log_target=True,
-        ).sum(-1)  # fmt: skip
-        loss = loss + self.keep_weight * (moved_KT * (kept_B[rows, None] & (wanted_BT[rows] != -100))).sum()
-        items = (wanted_BT != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # whose gradients are averaged
-        return (loss / items, outputs) if return_outputs else loss / items
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's, from `measure`."""

@@ -126,7 +126,7 @@ def compare(base: Scores, runs: Mapping[Group, Sequence[Run]]) -> Comparison:
     for language, documents in dict.fromkeys((row.language, row.documents) for row in rows):
         here = {arm: each for (code, count, arm), each in draws.items() if (code, count) == (language, documents)}
         for name, sign, what in (("target", 1, "bits per byte of the target"), ("tasks", -1, "tasks")):
-            if all(name in each for each in here.values()):
+            if len(here) > 1 and all(name in each for each in here.values()):
                 best, close = _best({arm: sign * each[name] for arm, each in here.items()})
                 apart = f"not to be told from {', '.join(close)}" if close else "better than every other arm"
                 verdicts.append(f"{language}, {documents} documents, {what}: {best} is best, {apart}")
