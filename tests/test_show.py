@@ -47,6 +47,11 @@ def test_wrapped_lines_fit_and_lose_nothing(text, width):
     assert "".join("".join(lines).split()) == "".join(text.split())
 
 
+def test_marks_that_take_no_column_do_not_hide_wide_characters():
+    lines = wrapped("\u0301 aaaaa\u0301\u0301\u4e2d\u4e2d\u4e2d", 10)
+    assert max(map(cells, lines)) <= 10
+
+
 def test_labels():
     assert label("fr") == "fr French"
     assert label("zh-Hant") == "zh-Hant Traditional Chinese"

@@ -50,7 +50,7 @@ def cells(text: str) -> int:
 
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; wide characters count for two."""
-    room = max(1, width if cells(text) <= len(text) else width // 2)
+    room = max(1, width // 2 if any(cells(each) == 2 for each in text) else width)
     return textwrap.wrap(text, room, break_on_hyphens=False) or [""]
 
 
