@@ -5,9 +5,10 @@
     babelscope detect ...; babelscope tune --experiment OUT/experiment.json --out OUT/run     (as this script prints)
 
 tinybabel: the four low-resource languages, on documents like those of the model's training (half of them solved tasks,
-of indices that the training did not reach), scored on the four tasks and on bits per byte; `--page 10` makes pages of
-ten of them a document, and keeps the other languages by pages of theirs. real: Swahili and Indonesian on `--join` lines
-of a corpus per document; lines 0 to 300 of parallel texts choose the rate and the step, lines 300 to 700 are reported.
+of indices that the training did not reach), scored on the four tasks and on bits per byte. real: Swahili and Indonesian
+on `--join` lines of a corpus per document; lines 0 to 300 of parallel texts choose the rate and the step, lines 300 to
+700 are reported. `--kept`: the other languages are kept by texts of theirs, and none may lose more than 1 %; documents
+of Tinybabel are then pages of ten.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from babelscope.tinybabel.tasks import TASKS, items
 from babelscope.tinybabel.texts import document
 
 LOW_RESOURCE = ("sw", "vi", "th", "ar")
+PAGE = 10
+"""Documents of a page."""
 UNSEEN = 1_000_000
 """The first document: the training of the model read some 10,000 per low-resource language."""
 
@@ -38,7 +41,7 @@ def main() -> None:
     parser.add_argument("--corpora", help="files of lines, with {} for the language's code")
     parser.add_argument("--parallel", action="append", default=[], metavar="LANGUAGE=FILE", help="files of lines")
     parser.add_argument("--join", type=int, default=5, help="lines of a document or text")
-    parser.add_argument("--page", type=int, help="tinybabel: documents of a page")
+    parser.add_argument("--kept", action="store_true", help="no other language may lose more than 1 %%")
     parser.add_argument("--budget", type=float, default=0.03, help="share of all units")
     parser.add_argument("--documents", default="400")
     parser.add_argument("--seeds", type=int, default=1)
@@ -53,34 +56,41 @@ def main() -> None:
         "documents": [int(each) for each in options.documents.split(",")],
         "seeds": list(range(options.seeds)),
     }
-    asked |= tinybabel(options.out, options.page) if options.world == "tinybabel" else real(options)
+    asked |= tinybabel(options.out, options.kept) if options.world == "tinybabel" else real(options)
+    if options.kept:
+        asked["neurons"] = {"contrast": {"budget": options.budget}}
+        asked["random"] = 1
+        asked["rates"] = {"neurons": [1e-2], "lora": [3e-3], "full": [1e-3]}
+        asked["recipe"] = {"epochs": 3, "evaluations": 4, "patience": 9, "others_at_most": 1}
+        asked["texts"] = 50
     (options.out / "experiment.json").write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
     codes = [*asked["languages"], *asked["others"]]
     source = "tinybabel:{}" if options.world == "tinybabel" else asked["corpus"]
     corpora = " ".join(f"--corpus {code}={source.replace('{}', code)}" for code in codes)
-    print(f"babelscope detect {options.model} {corpora} --documents 150 --out {asked['detection']}")
+    precise = "--documents 300 --dtype float32" if options.kept else "--documents 150"
+    print(f"babelscope detect {options.model} {corpora} {precise} --out {asked['detection']}")
     print(f"babelscope tune --experiment {options.out / 'experiment.json'} --out {options.out / 'run'}")
 
 
-def tinybabel(out: Path, page: int | None) -> dict[str, Any]:
-    """Writes the documents of the four languages, and with pages those of all ten to keep them by."""
-    if page is None:
+def tinybabel(out: Path, kept: bool) -> dict[str, Any]:
+    """Writes the documents of the four languages, or their pages and those of all ten to keep them by."""
+    if not kept:
         alternate(out)
     else:
         for name, first, pages, codes in (("corpus", UNSEEN, 800, LOW_RESOURCE), ("keep", 2 * UNSEEN, 150, LANGUAGES)):
             for code in codes:
-                starts = range(first, first + pages * page, page)
-                texts = ("\n".join(training_document(code, at + each) for each in range(page)) for at in starts)
+                starts = range(first, first + pages * PAGE, PAGE)
+                texts = ("\n".join(training_document(code, at + each) for each in range(PAGE)) for at in starts)
                 write(out / name / f"{code}.jsonl", texts)
     return {
         "languages": LOW_RESOURCE,
         "others": [code for code in LANGUAGES if code not in LOW_RESOURCE],
         "corpus": str(out / "corpus" / "{}.jsonl"),
-        "keep": None if page is None else str(out / "keep" / "{}.jsonl"),
+        "keep": str(out / "keep" / "{}.jsonl") if kept else None,
         "validation": "tinybabel:{}:validation",
         "test": "tinybabel:{}:test",
         "tasks": ["tinybabel"],
-        "limit": 100,
+        "limit": 200,
     }
 
 
@@ -112,6 +122,7 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
         "languages": [code for code in ("sw", "id") if code in parallel],
         "others": [code for code in parallel if code not in ("sw", "id")],
         **{name: str(options.out / name / "{}.jsonl") for name in ("corpus", "validation", "test")},
+        "keep": str(options.out / "corpus" / "{}.jsonl") if options.kept else None,
     }
 
 
