@@ -156,7 +156,7 @@ def _tune(parser: argparse.ArgumentParser) -> None:
         "--keep", action="append", default=[], type=corpus, metavar="LANGUAGE=SOURCE",
         help="texts of other languages, trained on beside the target so that they do not get worse",
     )  # fmt: skip
-    add("--keep-share", type=real, default=1.0, metavar="X", help="of these, per block of the target (%(default)s)")
+    add("--keep-share", type=real, default=1.0, metavar="X", help="blocks of these for one of the target (%(default)s)")
     add(
         "--others-at-most", type=real, metavar="PERCENT",
         help="by which any other held-out language may get worse; the changes are scaled down to that (no limit)",
