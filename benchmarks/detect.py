@@ -78,6 +78,11 @@ def _batch(documents: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.ones_like(ids)
 
 
+def _full_batch(options: argparse.Namespace, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As many documents as detect would take at once, at least one."""
+    return _batch(max(1, options.tokens // length), length)
+
+
 def _detector(
     model: Any, slots: tuple[str, ...], measure: Any = "exact"
 ) -> tuple[Any, Callable[[torch.Tensor, torch.Tensor], Any]]:
@@ -118,7 +123,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _times(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(options)
-    ids, mask = _batch(options.tokens // options.length, options.length)
+    ids, mask = _full_batch(options, options.length)
     found: dict[str, Any] = {}
     for name, slots in SLOTS.items():
         observer, step = _detector(model, slots)
@@ -164,7 +169,7 @@ def _memory(options: argparse.Namespace) -> dict[str, Any]:
 
 def _peak(options: argparse.Namespace) -> int:
     model = _model(options)
-    ids, mask = _batch(options.tokens // options.memory_length, options.memory_length)
+    ids, mask = _full_batch(options, options.memory_length)
     _forget_peak()
     if options.memory_of == "plain":
         _plain(model, ids, mask)

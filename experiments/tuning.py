@@ -48,17 +48,15 @@ def main() -> None:
     options = parser.parse_args()
     asked = {
         "model": options.model,
-        "neurons": {
-            "contrast": {"budget": options.budget},
-            "minimum": {"rule": "minimum", "budget": options.budget},
-        },
+        "neurons": {"contrast": {"budget": options.budget}},
         "detection": str(options.out / "detection"),
         "documents": [int(each) for each in options.documents.split(",")],
         "seeds": list(range(options.seeds)),
     }
     asked |= tinybabel(options.out, options.kept) if options.world == "tinybabel" else real(options)
-    if options.kept:
-        asked["neurons"] = {"contrast": {"budget": options.budget}}
+    if not options.kept:
+        asked["neurons"]["minimum"] = {"rule": "minimum", "budget": options.budget}
+    else:
         asked["random"] = 1
         asked["rates"] = {"neurons": [1e-2], "lora": [3e-3], "full": [1e-3]}
         asked["recipe"] = {"epochs": 3, "evaluations": 4, "patience": 9, "others_at_most": 1}

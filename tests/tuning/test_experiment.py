@@ -296,6 +296,9 @@ def test_means_over_languages() -> None:
     assert row.worst_percent == pytest.approx(100 * 0.05 / 1.1)
     assert row.worst_other == "sw"
     assert found.verdicts == (), "one arm is not compared with anything"
+    arms = {"mine": (-1, -2), "random": (0.5, 0.3)}
+    found = compare(base, {(code, 9, arm): [run(*change)] for arm, change in arms.items() for code in ("sw", "th")})
+    assert found.verdicts[-1].startswith("all, 9 documents, bits per byte of the target: mine is best")
 
 
 # The command

@@ -289,11 +289,10 @@ class LayerTap:
         slots, part = self.observer.slots, self.layer.attention
         states = args[0]
         counted = self.observer.counted_on(states.device)
-        wide = compute_dtype(states)
         kv_heads = states.shape[-1] * part.n_kv_heads // (part.n_heads * part.head_dim)  # of this rank
         sums = self._sums(states) if "o" in slots or part.n_heads == part.n_kv_heads else None
         if self.observer.measure == "released":
-            magnitude = (states.abs().to(wide) * counted[..., None]).sum(1)
+            magnitude = (states.abs().to(compute_dtype(states)) * counted[..., None]).sum(1)
             grouped = magnitude.reshape(len(states), kv_heads, -1, part.head_dim).amax(2)
             self._scored("v", grouped.flatten(1))
             return

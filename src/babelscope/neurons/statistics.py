@@ -149,10 +149,11 @@ class Statistics:
             layers, units = len(list(alike)), None
             values = impact_BN[:, first : first + layers * width].unflatten(1, (layers, width))
             starts_L1 = first + width * torch.arange(layers, device=fold_B.device)[:, None]
+            starts_BL1 = fold_B[:, None, None] * units_BN + starts_L1
             for share, hits in shares:
                 values, among = values.topk(min(values.shape[2], self.layout.kept(width, share)), dim=2, sorted=False)
                 units = among if units is None else units.gather(2, among)
-                places = (fold_B[:, None, None] * units_BN + starts_L1 + units).flatten()
+                places = (starts_BL1 + units).flatten()
                 hits.scatter_add_(0, places, torch.ones_like(places, dtype=hits.dtype))
             first += layers * width
 
