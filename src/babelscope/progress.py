@@ -1,0 +1,155 @@
+"""The one way in which long work tells how far it is.
+
+Code that works long opens a task and moves it on; tasks may lie within each other:
+
+    with progress.task("lens", total=len(prompts), unit="prompts") as task:
+        for prompt in prompts:
+            task.advance(what=language)
+
+What is seen of it is decided elsewhere: the command line shows a view (`shown`), a notebook may show its own, and
+without a view nothing is printed. A view is told at every step and, by a thread, every second, so that it can say
+something while one step takes minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+LINE_EVERY = 20.0
+"""Seconds between two lines where the output is no terminal."""
+
+
+@dataclass
+class Task:
+    """A piece of long work."""
+
+    name: str
+    total: float | None = None
+    """Units of work in all; None: not known."""
+    unit: str = ""
+    """The unit in plural, such as `cells`."""
+    done: float = 0.0
+    what: str = ""
+    """The part that is being worked on."""
+    began: float = field(default_factory=time.monotonic)
+
+    def advance(self, by: float = 1.0, what: str = "") -> None:
+        """Counts units of work as done."""
+        self.reach(self.done + by, what)
+
+    def reach(self, done: float, what: str = "") -> None:
+        """Sets how many units are done, and what comes next."""
+        self.done, self.what = done, what or self.what
+        _tell()
+
+    def left(self) -> float | None:
+        """Seconds until the task ends, from its pace so far; None while nobody knows."""
+        if not self.total or self.done <= 0:
+            return None
+        return (time.monotonic() - self.began) * max(0.0, self.total - self.done) / self.done
+
+    def __str__(self) -> str:
+        count = ""
+        if self.total is not None and self.total != 1:
+            count = f" {self.done:,.0f}/{self.total:,.0f}{' ' + self.unit if self.unit else ''}"
+        left = self.left()
+        rest = "" if left is None or self.total == 1 else f", {duration(left)} left"
+        return f"{self.name}{count}{', ' + self.what if self.what else ''}{rest}"
+
+
+class View(Protocol):
+    """Shows open tasks."""
+
+    def update(self, tasks: Sequence[Task]) -> None:
+        """Called at every step and every second; `tasks` from the outermost to the innermost, empty at the end."""
+
+
+_tasks: list[Task] = []
+_views: list[View] = []
+_lock = threading.RLock()
+
+
+@contextmanager
+def task(name: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+    """A piece of long work, open for as long as the block runs.
+
+    Args:
+        name: a noun phrase: `loading tinybabel`, `damage`.
+        total: units of work in all; None: not known.
+        unit: the unit in plural.
+    """
+    opened = Task(name, total, unit)
+    with _lock:
+        _tasks.append(opened)
+    _tell()
+    try:
+        yield opened
+    finally:
+        with _lock:
+            _tasks.remove(opened)
+        _tell()
+
+
+@contextmanager
+def shown(view: View) -> Iterator[None]:
+    """Shows the tasks of the block in a view, and in no other."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1.0):
+            _tell()
+
+    thread = threading.Thread(target=beat, daemon=True, name="babelscope-progress")
+    with _lock:
+        _views.append(view)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with _lock:
+            view.update(())
+            _views.remove(view)
+
+
+def _tell() -> None:
+    with _lock:
+        if _views:
+            _views[-1].update(tuple(_tasks))
+
+
+class Lines:
+    """A line now and then, for output that is no terminal: at once when a task begins, then every `LINE_EVERY` s."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = LINE_EVERY) -> None:
+        self._stream, self._every = stream, every
+        self._said: tuple[str, ...] = ()
+        self._last = 0.0
+
+    def update(self, tasks: Sequence[Task]) -> None:
+        """Prints a line if a task has begun, or if the last line is long ago."""
+        names = tuple(task.name for task in tasks)
+        begun = len(names) > len(self._said) or names[:1] != self._said[:1]
+        if tasks and (begun or time.monotonic() - self._last >= self._every):
+            self._last = time.monotonic()
+            print("babelscope: " + " · ".join(map(str, tasks)), file=self._stream or sys.stderr, flush=True)
+        self._said = names
+
+
+def duration(seconds: float | None) -> str:
+    """A time for a person; `?` where nobody knows."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    for unit, size in (("days", 86400), ("h", 3600)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 60:.0f} min"
