@@ -16,8 +16,8 @@ from babelscope import Anatomy, Atlas, NeuronSet
 from babelscope.artifacts import write_json, write_tensors
 from babelscope.errors import DataError
 from babelscope.languages import all_languages
-from babelscope.models.anatomy import SLOTS
 from babelscope.models.families import FAMILIES
+from babelscope.models.slots import SLOTS
 from babelscope.neurons.statistics import Layout, Statistics
 from babelscope.show import describe, draw, support
 from babelscope.show.terminal import Screen, cells, clean, human_bytes, label, wrapped

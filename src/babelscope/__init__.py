@@ -24,7 +24,7 @@ _PUBLIC = {
     "language_lens": "babelscope.lens.measure",
     "latent_language": "babelscope.lens.words",
     "load_model": "babelscope.models.load",
-    "neuron_impacts": "babelscope.models.observe",
+    "neuron_impacts": "babelscope.models.scoring",
     "tune": "babelscope.tuning.train",
 }
 """Each public name and the module that holds it. Modules load when a name is first used: torch takes seconds."""
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from babelscope.lens.words import latent_language as latent_language
     from babelscope.models.anatomy import Anatomy as Anatomy
     from babelscope.models.load import load_model as load_model
-    from babelscope.models.observe import neuron_impacts as neuron_impacts
+    from babelscope.models.scoring import neuron_impacts as neuron_impacts
     from babelscope.neurons.neuronset import NeuronSet as NeuronSet
     from babelscope.tuning.peft_method import NeuronAdapterConfig as NeuronAdapterConfig
     from babelscope.tuning.train import tune as tune

@@ -57,7 +57,7 @@ def main(path: str) -> None:
 
     from babelscope.impacts import fused
     from babelscope.impacts.kernels import impact_squares
-    from babelscope.models.observe import neuron_impacts
+    from babelscope.models.scoring import neuron_impacts
     from tiny import tiny_model
 
     found = {name: case(name).impacts("triton") for name in CASES}

@@ -20,7 +20,7 @@ from torch import Tensor
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.impacts import kernels
 from babelscope.impacts.kernels import choose_kernel
-from babelscope.models.observe import neuron_impacts
+from babelscope.models.scoring import neuron_impacts
 from impacts.fused_cases import CASES, MODELS, batch, case
 from tiny import tiny_model
 

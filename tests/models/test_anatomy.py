@@ -26,7 +26,8 @@ import oracle
 import tiny
 from babelscope import Anatomy, neuron_impacts
 from babelscope.errors import ConfigError, NumericsError, UnsupportedModelError
-from babelscope.models.anatomy import SLOTS, dense_weight, resolve_slots
+from babelscope.models.linear import dense_weight
+from babelscope.models.slots import SLOTS, resolve_slots
 from tiny import ALL, FAMILIES, PROBED, ragged_batch, tiny_model
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tiny
 from babelscope import Anatomy, NeuronSet, neuron_impacts
 from babelscope.errors import ConfigError, NumericsError, ProvenanceError, UnsupportedModelError
-from babelscope.models.anatomy import SLOTS
+from babelscope.models.slots import SLOTS
 from babelscope.tuning.adapter import Adapted, ExpertUnits, Rows, attach, detach, locate
 from babelscope.tuning.proof import changes
 from tuning.cases import logits_of, loss_of, neurons_of, perturb

@@ -23,9 +23,10 @@ from babelscope.detection.processes import Processes
 from babelscope.errors import ConfigError
 from babelscope.impacts.kernels import KernelName, choose_kernel, compute_dtype
 from babelscope.languages import get_language
-from babelscope.models.anatomy import Anatomy, resolve_slots
+from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity
 from babelscope.models.observe import Measure, Observer
+from babelscope.models.slots import resolve_slots
 from babelscope.neurons.statistics import Layout, Statistics
 
 logger = logging.getLogger(__name__)

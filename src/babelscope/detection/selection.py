@@ -13,7 +13,7 @@ from torch import Tensor
 from babelscope.detection import lape, plnd
 from babelscope.errors import ConfigError
 from babelscope.languages import get_language
-from babelscope.models.anatomy import resolve_slots
+from babelscope.models.slots import resolve_slots
 from babelscope.neurons.neuronset import NeuronSet
 
 if TYPE_CHECKING:

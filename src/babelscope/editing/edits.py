@@ -18,8 +18,9 @@ from babelscope.editing.hooks import Site, refuse_compiled, without_compiling
 from babelscope.editing.operations import ON_WEIGHTS, Operation, RecordedActivations
 from babelscope.editing.weights import Place, multiply, places
 from babelscope.errors import ConfigError, UnsupportedModelError
-from babelscope.models.anatomy import Anatomy, resolve_slots
+from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import fingerprint
+from babelscope.models.slots import resolve_slots
 from babelscope.neurons.neuronset import NeuronSet
 
 if TYPE_CHECKING:

@@ -20,9 +20,11 @@ from babelscope.editing.edits import Edits, ablate, has_open_edits
 from babelscope.editing.operations import ON_WEIGHTS, Operation, RecordedActivations
 from babelscope.editing.weights import multiply, places
 from babelscope.errors import ConfigError, RunFolderError, UnsupportedModelError
-from babelscope.models.anatomy import Anatomy, dense_weight, resolve_slots
+from babelscope.models.anatomy import Anatomy
 from babelscope.models.interfaces import evaluation_mode
+from babelscope.models.linear import dense_weight
 from babelscope.models.load import ModelIdentity, fingerprint
+from babelscope.models.slots import resolve_slots
 from babelscope.neurons.neuronset import NeuronSet
 
 if TYPE_CHECKING:

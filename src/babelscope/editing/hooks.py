@@ -15,7 +15,8 @@ from babelscope.editing.experts import edit_experts
 from babelscope.editing.forward import ForwardWatch
 from babelscope.editing.operations import Operation
 from babelscope.errors import UnsupportedModelError
-from babelscope.models.anatomy import Anatomy, LayerAnatomy
+from babelscope.models.anatomy import Anatomy
+from babelscope.models.unitmap import LayerAnatomy
 
 
 class Site:

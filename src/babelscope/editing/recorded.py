@@ -19,8 +19,9 @@ from babelscope.editing.forward import ForwardWatch
 from babelscope.editing.hooks import Site, refuse_compiled
 from babelscope.editing.operations import Operation, RecordedActivations
 from babelscope.errors import ConfigError, UnsupportedModelError
-from babelscope.models.anatomy import Anatomy, resolve_slots
+from babelscope.models.anatomy import Anatomy
 from babelscope.models.interfaces import evaluation_mode
+from babelscope.models.slots import resolve_slots
 from babelscope.neurons.neuronset import NeuronSet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from babelscope.models.anatomy import Anatomy
+from babelscope.models.unitmap import UnitMap
 
 TAPS: dict[nn.Module, Any] = {}
 """Which tap observes an attention or experts module now."""
@@ -147,7 +147,7 @@ def _register_experts() -> None:
     ExpertsInterface.register(_SDPA, _observed_experts)
 
 
-def _configs(anatomy: Anatomy, modules: Iterable[nn.Module]) -> list[Any]:
+def _configs(anatomy: UnitMap, modules: Iterable[nn.Module]) -> list[Any]:
     """Every distinct configuration object that these modules, or the model that builds their masks, read."""
     holders = [anatomy.model, getattr(anatomy.model, "base_model", anatomy.model), *modules]
     configs: list[Any] = [holder.config for holder in holders if hasattr(holder, "config")]
@@ -162,7 +162,7 @@ def _switch(configs: list[Any], attribute: str, choose: Callable[[Any], str], st
         stack.callback(setattr, config, attribute, original)
 
 
-def switch_attention(anatomy: Anatomy, stack: ExitStack) -> None:
+def switch_attention(anatomy: UnitMap, stack: ExitStack) -> None:
     """Makes attention modules show what they receive to the tap in `TAPS`, until the stack closes."""
     _register()
     modules = [layer.attention.module for layer in anatomy.layers]
@@ -177,7 +177,7 @@ def switch_attention(anatomy: Anatomy, stack: ExitStack) -> None:
     _switch(_configs(anatomy, modules), "_attn_implementation_internal", choose, stack)
 
 
-def switch_experts(anatomy: Anatomy, stack: ExitStack) -> None:
+def switch_experts(anatomy: UnitMap, stack: ExitStack) -> None:
     """Makes mixtures of experts run expert by expert, shown to the tap in `TAPS`, until the stack closes."""
     _register_experts()
     modules = [layer.ffn.experts for layer in anatomy.layers if layer.ffn.experts is not None]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from babelscope.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from babelscope.models.anatomy import Anatomy
+    from babelscope.models.unitmap import UnitMap
 
 
 def is_sharded(weight: object) -> bool:
@@ -65,7 +65,7 @@ def find_mesh(model: nn.Module) -> Any:
     return weight.device_mesh
 
 
-def check_parts(anatomy: Anatomy) -> None:
+def check_parts(anatomy: UnitMap) -> None:
     """UnsupportedModelError, by name, where the plan cuts through a head or leaves uneven parts."""
     ranks, plan = anatomy.mesh.size(), getattr(anatomy.model, "tp_plan", None) or {}
     if getattr(anatomy.config, "quantization_config", None) is not None:

@@ -21,8 +21,8 @@ from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, RotationStyle
 from babelscope.impacts.kernels import compute_dtype
 from babelscope.models import interfaces, observe, taps
-from babelscope.models.anatomy import Anatomy, LayerAnatomy
 from babelscope.models.parallel import is_sharded, whole
+from babelscope.models.unitmap import LayerAnatomy, UnitMap
 
 _TOKENS = 16
 _UNITS = 3
@@ -39,7 +39,7 @@ class _Caught:
     ffn: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
-def self_check(anatomy: Anatomy) -> None:
+def self_check(anatomy: UnitMap) -> None:
     """Finds each layer's rotation and compares computed impacts with really zeroing units; fills in the rotations.
 
     Raises:
@@ -57,7 +57,7 @@ def self_check(anatomy: Anatomy) -> None:
             _check_layer(anatomy, layer, caught[layer.index])
 
 
-def _representatives(anatomy: Anatomy) -> list[LayerAnatomy]:
+def _representatives(anatomy: UnitMap) -> list[LayerAnatomy]:
     """The first and the last layer of each kind: rotation or not, window or not, dense or experts."""
     kinds: dict[Any, list[LayerAnatomy]] = {}
     for layer in anatomy.layers:
@@ -74,7 +74,7 @@ class _Reader:
         self.on_attention = then
 
 
-def _catch(anatomy: Anatomy) -> list[_Caught]:
+def _catch(anatomy: UnitMap) -> list[_Caught]:
     """One forward pass over 16 random tokens: the inputs of every sub-layer to check, and the rotations."""
     caught = [_Caught() for _ in anatomy.layers]
     embeddings = anatomy.model.get_input_embeddings()  # type: ignore[operator]
@@ -89,7 +89,7 @@ def _catch(anatomy: Anatomy) -> list[_Caught]:
     return caught
 
 
-def _catch_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught, stack: ExitStack) -> None:
+def _catch_layer(anatomy: UnitMap, layer: LayerAnatomy, caught: _Caught, stack: ExitStack) -> None:
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args, kwargs: setattr(caught, name, (args, dict(kwargs)))
 
@@ -141,7 +141,7 @@ def _find_rotation(layer: LayerAnatomy, raw: Tensor, query_BHTD: Tensor, angles:
     return best
 
 
-def _check_layer(anatomy: Anatomy, layer: LayerAnatomy, caught: _Caught) -> None:
+def _check_layer(anatomy: UnitMap, layer: LayerAnatomy, caught: _Caught) -> None:
     editable = _is_editable(anatomy, layer)
     subject = layer
     if editable:
@@ -198,7 +198,7 @@ def _copy(layer: LayerAnatomy) -> LayerAnatomy:
     return copied
 
 
-def _is_editable(anatomy: Anatomy, layer: LayerAnatomy) -> bool:
+def _is_editable(anatomy: UnitMap, layer: LayerAnatomy) -> bool:
     """Whether the layer's weights can be copied, made more precise and zeroed; quantised ones may be buffers."""
     for module in layer.module.modules():
         if module._forward_hooks or hasattr(module, "_hf_hook"):
@@ -290,7 +290,7 @@ def _probabilities(
 
 
 @contextmanager
-def _switched_off(alone: Anatomy, layer: LayerAnatomy, slot: str, unit: int, editable: bool) -> Iterator[None]:
+def _switched_off(alone: UnitMap, layer: LayerAnatomy, slot: str, unit: int, editable: bool) -> Iterator[None]:
     """Zeroes every weight of one unit of a copied layer; where weights can't be edited, its activation."""
     units = torch.tensor([unit])
     if editable:

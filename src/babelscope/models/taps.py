@@ -19,9 +19,10 @@ from babelscope.errors import UnsupportedModelError
 from babelscope.impacts.formulas import Rotation, key_change, norm_gain, query_change
 from babelscope.impacts.kernels import Attention, Change, compute_dtype, impact_squares
 from babelscope.impacts.sums import TERMS, Term, token_sums, value_squares, weight_gram
-from babelscope.models.anatomy import LayerAnatomy, dense_weight
 from babelscope.models.interfaces import TAPS, block_bias, experts_forward
+from babelscope.models.linear import dense_weight
 from babelscope.models.parallel import matching
+from babelscope.models.unitmap import LayerAnatomy
 
 if TYPE_CHECKING:
     from babelscope.models.observe import Observer

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from babelscope.artifacts import read_tensors, write_tensors
 from babelscope.errors import ConfigError, DataError, ProvenanceError
-from babelscope.models.anatomy import ALIASES, SLOTS, Anatomy, resolve_slots
+from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity, fingerprint
+from babelscope.models.slots import ALIASES, SLOTS, resolve_slots
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,7 +8,7 @@ from babelscope.models.families import FAMILIES
 from babelscope.show.terminal import Screen, wrapped
 
 SLOTS = ("q", "k", "v", "o", "ffn")
-"""As `babelscope.models.anatomy.SLOTS`, which can't be had without torch; a test compares."""
+"""As `babelscope.models.slots.SLOTS`, which can't be had without torch; a test compares."""
 
 
 def support() -> list[dict[str, Any]]:

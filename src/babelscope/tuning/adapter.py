@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from babelscope.errors import ConfigError, NumericsError, UnsupportedModelError
-from babelscope.models.anatomy import Anatomy, LayerAnatomy, is_transposed, linear_shape
+from babelscope.models.anatomy import Anatomy
+from babelscope.models.linear import is_transposed, linear_shape
 from babelscope.models.load import fingerprint
+from babelscope.models.unitmap import LayerAnatomy
 from babelscope.neurons.neuronset import NeuronSet
 
 Addition = tuple[Tensor, tuple[Any, ...], Tensor]
