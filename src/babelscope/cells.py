@@ -1,20 +1,14 @@
 """The one store of computed cells: each is kept under its key as it comes, so that a kill takes back nothing whole.
 
 A cell is a JSON object. A store is a file with a line for each: a line is there whole or, after a kill, not at all.
-Cells that are too large for a line (a trained adapter) have a folder beside the file.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from babelscope.artifacts import finite
-
-NAME = "cells.jsonl"
 
 
 class CellStore:
@@ -46,8 +40,8 @@ class CellStore:
         return len(self._known)
 
     def add(self, contents: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keeps cells, all or none. NaN and infinity, which JSON lacks, become null."""
-        kept = {key: finite(content) for key, content in contents.items()}
+        """Keeps cells, all or none."""
+        kept = {key: dict(content) for key, content in contents.items()}
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as stream:
@@ -59,16 +53,6 @@ class CellStore:
         if key not in self:
             self.add({key: compute()})
         return self[key]
-
-    def folder(self, key: str) -> Path:
-        """The folder of a cell that is more than a line; the caller makes it.
-
-        Raises:
-            ValueError: the store has no file.
-        """
-        if self._path is None:
-            raise ValueError("a store without a file has no folders")
-        return self._path.parent / (re.sub(r"[^A-Za-z0-9_]+", "-", key).strip("-") or "x")
 
 
 def _as_lines(contents: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from babelscope import Anatomy, Atlas, NeuronSet, ablate, detect
 from babelscope.artifacts import digest
+from babelscope.cells import CellStore
 from babelscope.editing.controls import controls
 from babelscope.editing.stages import Stages
 from babelscope.errors import ConfigError, NumericsError, ProvenanceError, RunFolderError
@@ -22,7 +23,6 @@ from babelscope.evaluation.cells import BITS, Cell, Cells, operation
 from babelscope.evaluation.evaluate import Exam, evaluate, neurons_digest
 from babelscope.evaluation.grid import CELLS, TABLE, Grid, Row, ablation_grid
 from babelscope.evaluation.inference import against_random, holm, paired_permutation
-from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.evaluation.parts import EQUAL, PARTS, standard_parts
 from builders import byte_llama, byte_tokenizer, make_texts
@@ -144,9 +144,9 @@ def test_rows_are_evaluations(world, tmp_path):
 def test_killed_and_started_again(world, tmp_path, monkeypatch):
     options = {"parts": {"all": SOME["all"], "ffn": SOME["ffn"], "again": SOME["ffn"]}, "draws": 2, "limit": 3}
     build(world, tmp_path / "whole", **options)
-    add, done = Kept.add, []
+    add, done = CellStore.add, []
 
-    def dies(self: Kept, found: dict[str, Any]) -> None:
+    def dies(self: CellStore, found: dict[str, Any]) -> None:
         if "scores" in next(iter(found.values())):
             if len(done) == 9:
                 raise KeyboardInterrupt
@@ -154,7 +154,7 @@ def test_killed_and_started_again(world, tmp_path, monkeypatch):
         add(self, found)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Kept, "add", dies)
+        patch.setattr(CellStore, "add", dies)
         with pytest.raises(KeyboardInterrupt):
             build(world, tmp_path / "killed", **options)
     assert not (tmp_path / "killed" / TABLE).exists()
@@ -162,16 +162,16 @@ def test_killed_and_started_again(world, tmp_path, monkeypatch):
         stream.write('{"key": "half a lé'.encode()[:-1])
     again: list[str] = []
 
-    def watch(self: Kept, found: dict[str, Any]) -> None:
+    def watch(self: CellStore, found: dict[str, Any]) -> None:
         if "scores" in next(iter(found.values())):
             again.extend(found)
         add(self, found)
 
-    monkeypatch.setattr(Kept, "add", watch)
+    monkeypatch.setattr(CellStore, "add", watch)
     build(world, tmp_path / "killed", **options)
     assert again
     assert not set(done) & set(again), "no cell is computed twice"
-    assert len({*done, *again}) == len(done) + len(again) == len(Kept(tmp_path / "whole" / CELLS / "cells.jsonl"))
+    assert len({*done, *again}) == len(done) + len(again) == len(CellStore(tmp_path / "whole" / CELLS / "cells.jsonl"))
     tables = [(tmp_path / name / TABLE).read_text(encoding="utf-8") for name in ("whole", "killed")]
     assert tables[0] == tables[1]
     again.clear()
@@ -204,13 +204,13 @@ def test_controls_in_english_are_cells_beside_the_others(world, tmp_path, monkey
         measured = row.task == BITS or row.language == row.off
         assert row.draws == 2 * measured
         assert math.isnan(row.p_delta) == (row.language == "en" or row.task != BITS)
-    add, added = Kept.add, []
+    add, added = CellStore.add, []
 
-    def watch(self: Kept, found: dict[str, Any]) -> None:
+    def watch(self: CellStore, found: dict[str, Any]) -> None:
         added.extend(tuple(each["languages"]) for each in found.values() if "scores" in each)
         add(self, found)
 
-    monkeypatch.setattr(Kept, "add", watch)
+    monkeypatch.setattr(CellStore, "add", watch)
     rows = build(world, tmp_path, **options)
     assert added == [("en",), ("en",)], "what was measured stays"
     assert [row.change for row in rows] == [row.change for row in without]
@@ -269,13 +269,13 @@ def test_cells_under_mean_are_kept_by_the_values(world, atlas, tmp_path, monkeyp
     """Fewer slots, and another mean of a unit that no set holds: the same cells. Another mean of one that is: not."""
     options: dict[str, Any] = {"ops": ("mean",), "parts": {"all": SOME["all"]}, "draws": 0, "texts": None, "limit": 1}
     build(world, tmp_path, **options, reference=atlas)
-    add, added = Kept.add, []
+    add, added = CellStore.add, []
 
-    def watch(self: Kept, found: dict[str, Any]) -> None:
+    def watch(self: CellStore, found: dict[str, Any]) -> None:
         added.extend(tuple(each["languages"]) for each in found.values() if "scores" in each)
         add(self, found)
 
-    monkeypatch.setattr(Kept, "add", watch)
+    monkeypatch.setattr(CellStore, "add", watch)
     elsewhere, inside = copy.deepcopy(atlas), copy.deepcopy(atlas)
     elsewhere.of("fr").slots["ffn"]["activation_total"][..., 2] += 100.0
     inside.of("fr").slots["ffn"]["activation_total"][..., 3] += 100.0

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from babelscope import Anatomy, NeuronSet, cli, detect
+from babelscope.cells import CellStore
 from babelscope.editing.stages import Stages
 from babelscope.errors import BabelscopeError, ConfigError
 from babelscope.evaluation.claims import claims
 from babelscope.evaluation.grid import CELLS, Grid
-from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.parts import CLAIMED, PARTS, standard_parts
 from babelscope.evaluation.run import load_sets, run_grid
 from builders import byte_llama, byte_tokenizer, make_texts
@@ -52,7 +52,7 @@ def test_the_command_writes_tables_and_verdicts(folder, tmp_path, capsys, monkey
     assert 0 < planned["english_controls"] <= 2 * 3 * 2, "2 sets of 3 parts with 2 controls; equal ones count once"
     assert list(tmp_path.iterdir()) == []
     assert cli.main(command(folder, tmp_path, "--parts", parts)) == 0
-    assert len(Kept(tmp_path / CELLS / "cells.jsonl")) == planned["cells"], "as many as were announced"
+    assert len(CellStore(tmp_path / CELLS / "cells.jsonl")) == planned["cells"], "as many as were announced"
     shown = capsys.readouterr().out
     for text in ("tinybabel_understanding: f1, percent", "random: understand", "The paper's claims", "not measured"):
         assert text in shown

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from babelscope.artifacts import digest
+from babelscope.cells import CellStore
 from babelscope.editing.edits import ablate, intact_fingerprint
 from babelscope.editing.operations import Operation
 from babelscope.errors import ConfigError, NumericsError
 from babelscope.evaluation.evaluate import Evaluation, Exam, neurons_digest, tell
-from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.evaluation.means import means_digest
 from babelscope.neurons.neuronset import NeuronSet
@@ -71,7 +71,7 @@ class Cells:
     ) -> None:
         self._exam, self._texts, self._force = exam, texts, force
         self._reference, self._means = reference, means
-        self._kept = Kept(path)
+        self._kept = CellStore(path)
         self._keys: dict[Cell, str] = {}
 
     def key(self, cell: Cell) -> str:

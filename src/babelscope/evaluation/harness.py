@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from babelscope.artifacts import digest
+from babelscope.cells import CellStore
 from babelscope.editing.edits import ablate
 from babelscope.errors import ConfigError, MissingDependencyError, NumericsError
-from babelscope.evaluation.kept import Kept
 from babelscope.evaluation.tasks.benchmarks import Asked, asked_by_name
 from babelscope.models.load import load_model
 from babelscope.neurons.neuronset import NeuronSet
@@ -68,7 +68,7 @@ class Answers:
     """Answers by request, in memory and, as they come, in a file of JSON lines."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._kept = Kept(path)
+        self._kept = CellStore(path)
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept
