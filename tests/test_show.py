@@ -288,6 +288,7 @@ def test_model_folder_from_its_configuration_alone(name, tmp_path):
     assert content["family"] == anatomy.family
     assert content["layers"] == anatomy.n_layers
     assert content["units"] == anatomy.widths()
+    assert content["unscored"] == anatomy.unscored(0)
     assert content["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert draw.draw(content, Screen())
 

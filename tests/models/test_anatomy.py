@@ -223,15 +223,49 @@ def _triple(mlp: nn.Module, states: Tensor) -> Tensor:
     return 3 * modeling_llama.LlamaMLP.forward(mlp, states)  # type: ignore[arg-type]
 
 
-def test_something_after_w_down_is_the_models_own_affair() -> None:
-    """The impact is measured at the sub-layer's W_down, so a factor after it changes nothing in that layer."""
-    model, plain = tiny_model("llama"), tiny_model("llama")
+def test_a_factor_between_w_down_and_the_residual_stream_is_seen() -> None:
+    """The check measures at the output of the FFN, where a unit counts three times what W_down shows of it."""
+    model = tiny_model("llama")
     for layer in model.model.layers:
         layer.mlp.__class__ = type("TripleMLP", (type(layer.mlp),), {"forward": _triple})
-    batch = ragged_batch(model)
-    found, expected = neuron_impacts(model, *batch), neuron_impacts(plain, *batch)
-    assert torch.equal(found["ffn"][0], expected["ffn"][0])
-    assert not torch.allclose(found["ffn"][1], expected["ffn"][1])
+    with pytest.raises(UnsupportedModelError, match=r"slot ffn, unit .*really zeroing it changes the sub-layer output"):
+        Anatomy(model)
+    assert Anatomy(model, ("q", "k", "v", "o")).slots == ("q", "k", "v", "o")
+
+
+def test_a_factor_behind_the_experts_is_seen() -> None:
+    model = tiny_model("mixtral")
+    for layer in model.model.layers:
+        block = type(layer.mlp)
+        forward = {"forward": lambda mlp, states, block=block: 2.5 * block.forward(mlp, states)}
+        layer.mlp.__class__ = type("ScaledExperts", (block,), forward)
+    with pytest.raises(UnsupportedModelError, match="slot ffn, unit"):
+        Anatomy(model)
+
+
+def test_matrices_beside_the_experts_are_not_left_out() -> None:
+    """A shared MLP by any name."""
+    model = tiny_model("mixtral")
+    model.model.layers[0].mlp.any_name = nn.Linear(32, 20)
+    with pytest.raises(UnsupportedModelError, match=r"beside the routed experts \(mlp.any_name.weight\)"):
+        Anatomy(model, check=False)
+    assert Anatomy(model, ("v",), check=False).slots == ("v",)
+
+
+def test_experts_beside_a_dense_ffn_are_not_left_out() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].experts = tiny_model("mixtral").model.layers[0].mlp.experts
+    with pytest.raises(UnsupportedModelError, match=r"layer 1: .* beside its dense FFN \(experts.gate_up_proj"):
+        Anatomy(model, check=False)
+
+
+def test_matrices_that_hold_no_units_are_named() -> None:
+    assert Anatomy(tiny_model("llama"), check=False).unscored(0) == []
+    assert Anatomy(tiny_model("phi3"), check=False).unscored(1) == []
+    assert Anatomy(tiny_model("mixtral"), check=False).unscored(0) == ["mlp.gate.weight"]
+    assert Anatomy(tiny_model("llama"), ("o", "ffn"), check=False).unscored(0) == [
+        f"self_attn.{name}_proj.weight" for name in "qkv"
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -311,6 +345,26 @@ def test_queries_scaled_by_position(monkeypatch: pytest.MonkeyPatch) -> None:
     _refused_only(tiny_model("llama"), "q")
     assert "the attention function received something else (nearest: half rotation" in _refused(tiny_model("llama"))
     assert Anatomy(tiny_model("llama"), ("v", "o", "ffn")).slots == ("v", "o", "ffn")
+
+
+def test_queries_scaled_near_the_limit_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Ministral 3, whose scale is 1 for the first 16,384 positions."""
+    rotate = modeling_llama.apply_rotary_pos_emb
+    model = tiny_model("llama")
+    far: list[bool] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        far.append(bool(kwargs["position_ids"].max() > 40))
+
+    model.model.layers[0].self_attn.register_forward_pre_hook(note, with_kwargs=True)
+
+    def scaled(query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        query, key = rotate(query, *args, **kwargs)
+        return (1.1 * query if far and far[-1] else query), key
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", scaled)
+    assert "layer 0, slot q: wanted queries" in _refused(model)
+    assert far == [True]
 
 
 def test_keys_scaled_by_position(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,9 @@ def _locate_layer(
         gate = Projection(need("W_gate", layer, family.gate))
     owner = family.down.rpartition(".")[0]
     alone = need("FFN", layer, owner) if owner else layer
-    return LayerAnatomy(index, layer, attention, FeedForwardAnatomy(alone, up, gate, down, width=units))
+    located = LayerAnatomy(index, layer, attention, FeedForwardAnatomy(alone, up, gate, down, width=units))
+    _refuse_experts_left_out(family, located)
+    return located
 
 
 def _locate_experts(family: Family, index: int, layer: nn.Module, experts: nn.Module) -> FeedForwardAnatomy:
@@ -126,12 +128,44 @@ def _locate_experts(family: Family, index: int, layer: nn.Module, experts: nn.Mo
             f"[{n_experts}, {2 * width}, model width]. Transposed experts are not supported; pass slots without ffn."
         )
     owner = module_at(layer, family.experts.rpartition(".")[0]) if family.experts else None
-    if owner is not None and any("shared_expert" in name for name, _ in owner.named_children()):
-        raise UnsupportedModelError(
-            f"{family.name}, layer {index}: the FFN has a shared expert beside the routed ones, whose units are not "
-            "addressed yet. Pass slots without ffn."
-        )
+    _refuse_beside_experts(family, index, layer, owner or experts, experts, n_experts)
     return FeedForwardAnatomy(owner or experts, experts=experts, n_experts=n_experts, width=width)
+
+
+def _refuse_beside_experts(
+    family: Family, index: int, layer: nn.Module, owner: nn.Module, experts: nn.Module, n_experts: int
+) -> None:
+    """UnsupportedModelError where an FFN has matrices beside its routed experts, whose units would be left out.
+
+    A router has a row per expert, the gate of a shared expert a single one; neither holds units.
+    """
+    routed = {id(parameter) for parameter in experts.parameters()}
+    names = {id(parameter): name for name, parameter in layer.named_parameters()}
+    beside = [
+        names[id(parameter)]
+        for parameter in owner.parameters()
+        if id(parameter) not in routed and parameter.ndim > 1 and not {1, n_experts} & set(parameter.shape[:2])
+    ]
+    if beside:
+        raise UnsupportedModelError(
+            f"{family.name}, layer {index}: the FFN has matrices beside the routed experts ({', '.join(beside)}), such "
+            "as a shared expert, whose units are not addressed yet. Pass slots without ffn."
+        )
+
+
+def _refuse_experts_left_out(family: Family, layer: LayerAnatomy) -> None:
+    """UnsupportedModelError where a layer with a dense FFN has expert matrices as well, which would be left out."""
+    inside = {id(parameter) for parameter in layer.attention.module.parameters()}
+    left_out = [
+        name
+        for name, parameter in layer.module.named_parameters()
+        if parameter.ndim == 3 and id(parameter) not in inside and min(parameter.shape) > 1
+    ]
+    if left_out:
+        raise UnsupportedModelError(
+            f"{family.name}, layer {layer.index}: the layer has expert matrices beside its dense FFN "
+            f"({', '.join(left_out)}), whose units are not addressed yet. Pass slots without ffn."
+        )
 
 
 def _fused_rows(family: Family, n_heads: int, n_kv_heads: int, head_dim: int) -> Sequence[Tensor | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -85,8 +86,21 @@ def _catch(anatomy: UnitMap) -> list[_Caught]:
         for layer in anatomy.layers:
             _catch_layer(anatomy, layer, caught[layer.index], stack)
         base: Any = getattr(anatomy.model, "base_model", anatomy.model)
-        base(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+        call = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
+        limit = _last_position(anatomy)
+        if limit is not None and "position_ids" in inspect.signature(base.forward).parameters:
+            # A scale by position may be 1 for thousands of tokens. The pass below overwrites what this one caught.
+            base(**call, position_ids=torch.arange(limit - _TOKENS, limit, device=device)[None])
+        base(**call)
     return caught
+
+
+def _last_position(anatomy: UnitMap) -> int | None:
+    """The number of positions that the configuration gives, None if it gives none beyond the check's own."""
+    config: Any = anatomy.model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return limit if isinstance(limit, int) and limit > _TOKENS else None
 
 
 def _catch_layer(anatomy: UnitMap, layer: LayerAnatomy, caught: _Caught, stack: ExitStack) -> None:
@@ -239,7 +253,11 @@ def _results(layer: LayerAnatomy) -> Iterator[dict[str, Tensor]]:
     kept: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, output: kept.update({name: output.detach().double()})
+        def kept_output(module: nn.Module, args: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            kept[name] = states.detach().double()
+
+        return kept_output
 
     def probabilities(query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> None:
         kept["probabilities"] = _probabilities(query, key, mask, **kwargs)
@@ -247,7 +265,8 @@ def _results(layer: LayerAnatomy) -> Iterator[dict[str, Tensor]]:
     part = layer.attention
     with ExitStack() as stack:
         handles = [part.output.register_forward_hook(keep("attention"))]
-        end = layer.ffn.experts if layer.ffn.experts is not None else layer.ffn.down
+        # Not at W_down: a factor behind it, inside the FFN, belongs to what the residual stream sees of a unit.
+        end = layer.ffn.down if layer.ffn.module is layer.module else layer.ffn.module
         if end is not None:
             handles.append(end.register_forward_hook(keep("ffn")))
         if part.own_attention:

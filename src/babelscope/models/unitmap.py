@@ -139,6 +139,32 @@ class UnitMap:
         projection = {"q": part.attention.query, "k": part.attention.key, "v": part.attention.value}[slot]
         return row_places(projection, units)
 
+    def unscored(self, layer: int) -> list[str]:
+        """Names, within a layer, of its weight matrices that hold no unit of any slot of this map.
+
+        Routers, convolutions and low-rank factors are such matrices. Norms and biases are no matrices.
+        """
+        part = self.layers[layer]
+        attention, ffn = part.attention, part.ffn
+        holders: dict[str, list[nn.Module | None]] = {
+            "q": [attention.query.module],
+            "k": [attention.key.module],
+            "v": [attention.value.module],
+            "o": [attention.output],
+            "ffn": [*(matrix.module for matrix in (ffn.up, ffn.gate) if matrix), ffn.down, ffn.experts],
+        }
+        owned = {
+            id(parameter)
+            for slot in self.slots
+            for module in holders[slot]
+            for parameter in (module.parameters() if module is not None else ())
+        }
+        return [
+            name
+            for name, parameter in part.module.named_parameters()
+            if parameter.ndim > 1 and id(parameter) not in owned
+        ]
+
     def _ffn_weights(self, ffn: FeedForwardAnatomy, units: Tensor) -> list[tuple[nn.Parameter, tuple[Any, ...]]]:
         if ffn.experts is not None:
             expert, unit = units // ffn.width, units % ffn.width

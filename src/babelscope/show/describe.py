@@ -289,4 +289,5 @@ def _model_content(folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "units": anatomy.widths(),
         "experts": ffn.n_experts if ffn.n_experts > 1 else None,
+        "unscored": sorted({name for layer in range(anatomy.n_layers) for name in anatomy.unscored(layer)}),
     }

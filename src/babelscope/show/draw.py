@@ -262,6 +262,8 @@ def _draw_model(content: Mapping[str, Any], screen: Screen) -> list[str]:
         experts = f", {content['experts']} experts in ffn" if content["experts"] else ""
         lines += ["", *screen.heading("Units", f"{content['layers']} layers{experts}")]
         lines += screen.table(("slot", "per layer", "together"), rows)
+        if content["unscored"]:
+            lines += wrapped(f"Matrices of a layer that hold no unit: {', '.join(content['unscored'])}.", screen.width)
     return lines
 
 
