@@ -304,11 +304,15 @@ def test_kept_blocks_are_of_every_language_as_many(
 
 @pytest.mark.parametrize("kind", ["neurons", "lora", "whole"])
 def test_others_lose_no_more_than_was_asked(kind: str, tmp_path: Path) -> None:
-    """All changes are scaled by one share: the largest 64th at which no other language loses more."""
+    """All changes are scaled by one share: the largest 64th at which no other language loses more.
+
+    The limit is half of what the free training costs, which the test measures, and the rates are low enough that a
+    training is no chaos: so the test asks the same on every processor, whatever rounding does to the numbers.
+    """
     noise = random.Random(0)
     held = {**HELD, "zh": ["".join(noise.choices("{}[]<>~^|#@%&", k=60)) for _ in range(4)]}
     options = {**RECIPE, "held_out": held, "language": "sw", "patience": 9}
-    options |= {"learning_rate": {"neurons": 3e-2, "lora": 0.1, "whole": 3e-3}[kind], "epochs": 4}
+    options |= {"learning_rate": {"neurons": 1e-2, "lora": 1e-2, "whole": 3e-3}[kind], "epochs": 4}
 
     def train(**more: Any) -> Any:
         model = byte_llama()
@@ -317,14 +321,15 @@ def test_others_lose_no_more_than_was_asked(kind: str, tmp_path: Path) -> None:
         return bs.tune(model, byte_tokenizer(), what, TEXTS, **{**options, **more})
 
     def lost(after: Any) -> float:
-        return max(100 * (after[name] / result.before[name] - 1) for name in ("fr", "zh"))
+        return max(100 * (after[name] / free.before[name] - 1) for name in ("fr", "zh"))
 
     free = train()
-    result = train(others_at_most=1.0, run_dir=tmp_path / "run")
-    assert lost(free.after) > 1, "nothing was to be done"
+    limit = lost(free.after) / 2
+    assert limit > 0.2, "nothing was to be done"
+    result = train(others_at_most=limit, run_dir=tmp_path / "run")
     assert 0 < result.share < 1 == free.share
     assert result.share * 64 == int(result.share * 64)
-    assert lost(result.after) <= 1
+    assert lost(result.after) <= limit
     assert result.after["sw"] < result.before["sw"]
     base = dict(train(learning_rate=1e-12).model.named_parameters())
     now, end = (dict(each.model.named_parameters()) for each in (result, free))
@@ -336,8 +341,8 @@ def test_others_lose_no_more_than_was_asked(kind: str, tmp_path: Path) -> None:
             if each.requires_grad:
                 each.copy_(base[name] + (result.share + 1 / 64) * (end[name] - base[name]))
     more = {name: likelihood(result.model, byte_tokenizer(), held[name], max_tokens=24).bits_per_byte for name in held}
-    assert lost(more) > 1, "more was possible"
-    again = train(others_at_most=1.0, run_dir=tmp_path / "run")
+    assert lost(more) > limit, "more was possible"
+    again = train(others_at_most=limit, run_dir=tmp_path / "run")
     assert (again.share, again.after) == (result.share, result.after)
     for name, texts in held.items():
         found = likelihood(again.model, byte_tokenizer(), texts, max_tokens=24).bits_per_byte
