@@ -17,7 +17,12 @@ from babelscope import cli
 from babelscope.study.config import as_json, load_study
 
 FILE = Path(__file__).resolve().parent / "interface.json"
-STUDY = "models: [tinybabel]\nlanguages: [en, fr]\ncorpora: {detect: 'a-{}.txt', held_out: 'b-{}.txt', validation: 'c-{}.txt'}\n"
+STUDY = """\
+models: [some-model]
+languages: [en, fr]
+stages: [detect]
+corpora: {detect: "a-{}.txt", held_out: "b-{}.txt", validation: "c-{}.txt"}
+"""
 """A study that says only what has to be said: everything else is a default."""
 
 
@@ -62,9 +67,7 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, Any]:
     return {
         " ".join(action.option_strings) or str(action.metavar): {
             "required": action.required,
-            "default": action.default
-            if isinstance(action.default, bool | int | float | None)
-            else _text(action.default),
+            "default": _plain(action.default),
             "choices": None if action.choices is None else [str(choice) for choice in action.choices],
             "values": action.nargs,
         }
