@@ -38,12 +38,17 @@ def names() -> dict[str, Any]:
         if inspect.isclass(value):
             content[name] = {"()": _parameters(value)} | {
                 member: _parameters(getattr(value, member)) if callable(getattr(value, member)) else None
-                for member in sorted(vars(value))
-                if not member.startswith("_")
+                for member in _members(value)
             }
         else:
             content[name] = _parameters(value) if callable(value) else None
     return content
+
+
+def _members(value: type) -> list[str]:
+    """Public members that classes of Babelscope define: those inherited from a library change with its version."""
+    ours = [parent for parent in value.__mro__ if parent.__module__.startswith("babelscope")]
+    return sorted({name for parent in ours for name in vars(parent) if not name.startswith("_")})
 
 
 def _parameters(function: Any) -> list[str]:
