@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -13,9 +14,10 @@ import torch
 
 from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
-from babelscope.lens import charts
 from babelscope.lens.curve import UNKNOWN, LanguageCurve, TokenGrid
 from babelscope.lens.page import write_page
+from babelscope.report.files import save_chart
+from babelscope.report.languages import COLOURS, GREY, language_colours, visible
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -43,59 +45,74 @@ def curve():
     return LanguageCurve(("ar", "zh", "th", "en"), prompts, masses, flat, flat, None, GRIDS, about)
 
 
-def values(spec, panel):
-    return spec["datasets"][panel["data"]["name"]]
+def values(spec):
+    (rows,) = [rows["values"] for rows in [spec["data"]]] if "values" in spec["data"] else spec["datasets"].values()
+    return rows
 
 
 @pytest.mark.parametrize("kind", ["area", "heat"])
 def test_charts_hold_the_table(curve, kind):
     spec = curve.plot(kind).to_dict()
-    rows = [{**row, "prompt": panel["title"]} for panel in spec["concat"] for row in values(spec, panel)]
+    rows = values(spec)
     assert len(rows) == 3 * 2 * 5
     languages = {"Arabic": 0, "Chinese": 1, "Thai": 2, "English": 3, UNKNOWN: 4}
     for row in rows:
-        mass = curve.of(row["prompt"].removeprefix("prompts: "))[row["layer"], languages[row["decoded"]]]
+        mass = curve.of(row["language"])[row["layer"], languages[row["spoken"]]]
         assert row["mass"] == pytest.approx(float(mass), abs=1e-5)
-    for panel in spec["concat"]:
-        colour = panel["encoding"]["color"]["scale"]
-        assert dict(zip(colour["domain"], colour["range"], strict=True))[UNKNOWN] == charts.GREY
-    if kind == "area":
-        unknown = {row["order"] for row in rows if row["decoded"] == UNKNOWN}
-        assert len(unknown) == 1
-        assert unknown.pop() > max(row["order"] for row in rows if row["decoded"] != UNKNOWN), "on top"
+    colour = spec["spec"]["encoding"]["color"]["scale"]
+    assert dict(zip(colour["domain"], colour["range"], strict=True))[UNKNOWN] == GREY
+    unknown = {row["order"] for row in rows if row["spoken"] == UNKNOWN}
+    assert len(unknown) == 1
+    assert unknown.pop() > max(row["order"] for row in rows if row["spoken"] != UNKNOWN), "on top"
+
+
+def test_no_other_kind_of_chart(curve):
+    with pytest.raises(ConfigError, match="among area, heat, found 'pie'"):
+        curve.plot("pie")
 
 
 def test_grid_from_right_to_left(curve):
-    spec = charts.token_grid(curve, 0).to_dict()
-    order = spec["layer"][0]["encoding"]["x"]["sort"]
-    assert order == ["1 ·في", "0 كتاب"]
-    assert {row["token"] for row in values(spec, spec)} == {"كتاب", EVIL, "字", "ไทย"}
-    assert charts.token_grid(curve, 1).to_dict()["layer"][0]["encoding"]["x"]["sort"] == ["0 x"]
+    spec = curve.plot_tokens(0).to_dict()["vconcat"][0]
+    assert spec["layer"][0]["encoding"]["x"]["sort"] == "descending"
+    text = json.dumps(curve.plot_tokens(0).to_dict(), ensure_ascii=False)
+    assert all(token in text for token in ("كتاب", EVIL, "字", "ไทย"))
+    assert curve.plot_tokens(1).to_dict()["vconcat"][0]["layer"][0]["encoding"]["x"]["sort"] == "ascending"
     with pytest.raises(DataError, match="2 prompts were kept"):
-        charts.token_grid(curve, 2)
+        curve.plot_tokens(2)
 
 
 def test_colours_tell_languages_apart():
-    chosen = charts.colours(("ar", "zh", "th", "en"))
+    chosen = language_colours(("ar", "zh", "th", "en", UNKNOWN))
     assert len(set(chosen.values())) == 5, "four languages, and grey"
+
+
+def test_a_language_keeps_its_colour():
+    first = ["en", "zh", "fr", "de", "es", "ru", "vi", "th", "ja", "ar", "sw", "hi"]
+    whole = language_colours([*first, "ko", "it"])
+    assert [whole[code] for code in first] == list(COLOURS)
+    for codes in itertools.combinations(first, 3):
+        assert language_colours(codes) == {code: whole[code] for code in codes}
+    twelve = ["en", "ko", "it", "pt", "nl", "pl", "tr", "fa", "id", "uk", "cs", "el"]
+    assert len(set(language_colours(twelve).values())) == 12, "as many languages as colours: none is given twice"
+    assert language_colours(twelve) == language_colours(twelve[::-1])
 
 
 @pytest.mark.parametrize(
     ("name", "begins"), [("a.svg", b"<svg"), ("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.json", b"{")]
 )
 def test_files(curve, tmp_path, name, begins):
-    charts.save_chart(charts.token_grid(curve, 0), tmp_path / name)
+    save_chart(curve.plot_tokens(0), tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
 def test_file_of_no_known_format(curve, tmp_path):
     with pytest.raises(ConfigError, match=r"ends in one of .png, .svg, .pdf, .html, .json, found a.gif"):
-        charts.save_chart(curve.plot(), tmp_path / "a.gif")
+        save_chart(curve.plot(), tmp_path / "a.gif")
 
 
 def test_visible_tokens():
-    assert charts.visible(" a b\n\t") == "·a b⏎⇥"
-    assert charts.visible("\x1c\u202e") == "\ufffd\ufffd"
+    assert visible(" a b\n\t") == "·a b⏎⇥"
+    assert visible("\x1c\u202e") == "\ufffd\ufffd"
 
 
 class Elements(HTMLParser):
@@ -125,7 +142,7 @@ def test_page(curve, tmp_path):
     assert cells == {("ar", "rtl"), ("zh", "ltr"), ("th", "ltr"), ("en", "ltr"), ("", "auto")}
     assert len([each for tag, each in page.attributes if each.get("class") == "key"]) == 1, "one key to the colours"
     for spec in json.loads(re.search(r"^const \[specs, config\] = (.*);$", text, re.MULTILINE)[1])[0].values():
-        assert spec["encoding"]["color"]["legend"] is None
+        assert spec["spec"]["encoding"]["color"]["scale"]["domain"][-1] == UNKNOWN
     directions = [
         attributes["dir"]
         for tag, attributes in page.attributes

@@ -31,6 +31,7 @@ def write_run(folder: Path, models: tuple[str, ...] = ("tiny",), seed: int = 0) 
         "status": "finished",
         "asked": {"study": "tinybabel-quick", "languages": list(LANGUAGES), "seeds": [seed], "budget": 0.01},
         "models": list(models),
+        "stages": [stage["stage"] for stage in results(rng, *MODELS["tiny"])],
         "environment": {"babelscope": "0.1.0", "torch": "2.9.0", "platform": "Linux-6.1-x86_64", "threads": "2"},
     }
     (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
@@ -155,6 +156,7 @@ def results(rng: random.Random, model: str, depth: int) -> list[dict[str, Any]]:
             "Two languages share 18 % of their neurons on average, where chance gives 1 %.", 0.18, 0.03)]),
         about("lens", figures=[
             figure("layers", "layers", "The language of each layer", "Mean over 100 prompts per language.", layers),
+            figure("heat", "heat", "The language of each layer as a map", "The stronger, the more mass.", layers),
             figure("tokens", "tokens", "What single prompts become", "Likeliest token of layer and position.", grid),
         ], findings=[finding("Inner layers think in English.", "undecided",
             "English leads in the middle layers of 5 of 9 languages.", 0.04, 0.07)]),

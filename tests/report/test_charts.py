@@ -9,9 +9,8 @@ from itertools import combinations
 import pytest
 
 from babelscope.languages import get_language
-from babelscope.lens.charts import COLOURS
-from babelscope.report import charts
-from babelscope.report.results import RECORDS, Figure
+from babelscope.report import charts, drawing, effect_charts, grid_charts, languages, lens_charts
+from babelscope.report.results import Figure
 from report.synthetic import LANGUAGES, UNKNOWN, results
 
 pytest.importorskip("altair")
@@ -40,7 +39,7 @@ def test_every_kind_is_drawn(name):
 
 
 def test_every_kind_has_a_chart():
-    assert set(charts.CHARTS) == set(RECORDS)
+    assert set(charts.FIGURES) == {figure.kind for figure in FIGURES.values()}
 
 
 @pytest.mark.parametrize(
@@ -53,24 +52,24 @@ def test_numbers_stay_as_they_are(name, field):
 
 def test_layers_stack_languages_and_then_what_is_none():
     figure = FIGURES["layers"]
-    chart = charts.layers(figure.records)
+    chart = lens_charts.layers(figure.records)
     spec = chart.to_dict()
     scale = spec["spec"]["encoding"]["color"]["scale"]
     assert scale["domain"] == [*(get_language(code).name for code in LANGUAGES), UNKNOWN]
-    assert scale["range"][-1] == charts.GREY
-    assert charts.GREY not in scale["range"][:-1]
+    assert scale["range"][-1] == languages.GREY
+    assert languages.GREY not in scale["range"][:-1]
     assert len(set(scale["range"])) == 11
     orders = {row["spoken"]: row["order"] for row in rows(chart)}
     assert orders[UNKNOWN] == max(orders.values()), "on top"
-    given = charts.layers(figure.records, {"en": "#123456"}).to_dict()["spec"]["encoding"]["color"]["scale"]
+    given = lens_charts.layers(figure.records, {"en": "#123456"}).to_dict()["spec"]["encoding"]["color"]["scale"]
     assert given["range"][0] == "#123456"
     two = [{**record, "model": model} for model in ("a", "b") for record in figure.records[:2]]
-    assert {row["panel"] for row in rows(charts.layers(two))} == {"English · a", "English · b"}
+    assert {row["panel"] for row in rows(lens_charts.layers(two))} == {"English · a", "English · b"}
 
 
 def test_slots_have_their_own_order():
     records = [{"language": "fr", "slot": slot, "layer": 0, "count": 1} for slot in ("ffn", "gate", "k", "q")]
-    assert charts.counts(records).to_dict()["spec"]["encoding"]["y"]["sort"] == ["q", "k", "ffn", "gate"]
+    assert grid_charts.counts(records).to_dict()["spec"]["encoding"]["y"]["sort"] == ["q", "k", "ffn", "gate"]
 
 
 def test_matrix_marks_sign_and_what_is_clear_of_zero():
@@ -79,10 +78,10 @@ def test_matrix_marks_sign_and_what_is_clear_of_zero():
         {"row": "fr", "column": code, "value": value, "low": low, "high": high}
         for code, (value, low, high) in zip(LANGUAGES, cells, strict=False)
     ]
-    found = rows(charts.matrix(records))
+    found = rows(grid_charts.matrix(records))
     assert [row["clear"] for row in found] == [True, False, True, False, False]
     assert [row["sign"] for row in found] == ["above zero", "above zero", "below zero", "above zero", None]
-    drawn = vl_convert.vegalite_to_svg(charts.for_paper(charts.matrix(records)))
+    drawn = vl_convert.vegalite_to_svg(charts.for_paper(grid_charts.matrix(records)))
     bold = [part.split("<")[0].split(">")[-1] for part in drawn.split("<text")[1:] if 'font-weight="bold"' in part]
     assert sorted(bold) == ["0.400", "−0.200"], "what the interval separates from zero, and nothing else"
     assert drawn.count(">0.400<") == 2
@@ -103,12 +102,12 @@ def test_matrix_marks_sign_and_what_is_clear_of_zero():
 )
 def test_cells_have_the_decimals_that_they_need(largest, text):
     records = [{"row": "fr", "column": "fr", "value": largest, "low": None, "high": None}]
-    assert f">{text}<" in vl_convert.vegalite_to_svg(charts.for_paper(charts.matrix(records)))
+    assert f">{text}<" in vl_convert.vegalite_to_svg(charts.for_paper(grid_charts.matrix(records)))
 
 
 def test_overlap_shows_chance():
     records = [{"row": "fr", "column": "en", "overlap": 0.25, "expected": 0.0312, "p": None}]
-    drawn = vl_convert.vegalite_to_svg(charts.for_paper(charts.overlap(records)))
+    drawn = vl_convert.vegalite_to_svg(charts.for_paper(grid_charts.overlap(records)))
     assert ">0.25<" in drawn
     assert ">(0.03)<" in drawn
 
@@ -116,7 +115,7 @@ def test_overlap_shows_chance():
 def test_columns_come_in_the_order_of_the_rows():
     """Though the first cell of the first row is left out, because a set always shares all with itself."""
     names = ("German", "English", "French")
-    found = charts.overlap(
+    found = grid_charts.overlap(
         [{"row": x, "column": y, "overlap": 0.5, "expected": 0.1, "p": 0.01} for x in names for y in names if x != y]
     )
     encoding = found.to_dict()["layer"][0]["encoding"]
@@ -125,14 +124,14 @@ def test_columns_come_in_the_order_of_the_rows():
 
 def test_search_frames_the_highest():
     records = [{"understand": n, "generate": 1, "value": value} for n, value in ((1, 0.2), (2, 0.7), (3, None))]
-    frame = charts.search(records).to_dict()["layer"][-1]
+    frame = grid_charts.search(records).to_dict()["layer"][-1]
     assert frame["transform"] == [{"filter": "datum.value === 0.7"}]
 
 
 @pytest.mark.parametrize(("places", "kind"), [((1, 10, 100), "log"), ((1, 10, 49), None), ((0, 100), None)])
 def test_wide_axes_are_logarithmic(places, kind):
     records = [{"series": "a", "x": x, "y": 1.0, "low": None, "high": None} for x in places]
-    x = charts.curve(records, "documents", "bits").to_dict()["layer"][1]["encoding"]["x"]
+    x = effect_charts.curve(records, "documents", "bits").to_dict()["layer"][1]["encoding"]["x"]
     assert x["scale"].get("type") == kind
     assert x["title"] == "documents"
 
@@ -146,7 +145,7 @@ def test_controls_are_marked():
 def test_codes_become_names_only_among_codes():
     def labels(*names):
         records = [{"group": "g", "label": name, "value": 1.0, "low": None, "high": None} for name in names]
-        return [row["label"] for row in rows(charts.bars(records))]
+        return [row["label"] for row in rows(effect_charts.bars(records))]
 
     assert labels("sw", "fr") == ["Swahili", "French"]
     assert labels("fr", "yes") == ["fr", "yes"]
@@ -160,10 +159,10 @@ def test_tokens_run_from_the_right_where_the_prompt_does():
 
 def test_control_characters_do_not_reach_the_files():
     records = [{**record, "token": "\x00\x1b\u202e"} for record in FIGURES["tokens"].records]
-    text = json.dumps(charts.tokens(records).to_dict(), ensure_ascii=False)
+    text = json.dumps(lens_charts.tokens(records).to_dict(), ensure_ascii=False)
     assert "\\u0000" not in text
     assert "\u202e" not in text
-    vl_convert.vegalite_to_svg(charts.for_paper(charts.tokens(records)))
+    vl_convert.vegalite_to_svg(charts.for_paper(lens_charts.tokens(records)))
 
 
 # Colours, by the formulas of their sources
@@ -201,7 +200,7 @@ def apart(one, other):
 
 
 @pytest.mark.parametrize(("colours", "least", "dark", "light"), [
-    (COLOURS, 0.105, 0.06, 0.5), (charts.SERIES, 0.105, 0.12, 0.36),
+    (languages.COLOURS, 0.105, 0.06, 0.5), (drawing.SERIES, 0.105, 0.12, 0.36),
 ])  # fmt: skip
 def test_colours_are_told_apart_by_all_eyes_and_on_all_grounds(colours, least, dark, light):
     assert min(apart(*pair) for pair in combinations(colours, 2)) > least
@@ -209,7 +208,7 @@ def test_colours_are_told_apart_by_all_eyes_and_on_all_grounds(colours, least, d
         assert dark - 0.005 < sum(a * b for a, b in zip(linear(colour), (0.2126, 0.7152, 0.0722), strict=True)) < light
 
 
-@pytest.mark.parametrize("hue", [charts.ABOVE, charts.BELOW])
+@pytest.mark.parametrize("hue", [drawing.ABOVE, drawing.BELOW])
 @pytest.mark.parametrize(("paper", "ink"), [("#ffffff", "#1c1f24"), ("#15171c", "#e8eaee")])
 def test_letters_can_be_read_on_every_cell(hue, paper, ink):
     def luminance(parts):
@@ -218,6 +217,6 @@ def test_letters_can_be_read_on_every_cell(hue, paper, ink):
     for percent in range(101):
         over = [(int(hue[at : at + 2], 16), int(paper[at : at + 2], 16)) for at in (1, 3, 5)]
         ground = "#" + "".join(f"{round((percent * a + (100 - percent) * b) / 100):02x}" for a, b in over)
-        letters = "#ffffff" if percent > 100 * charts._STRONG else ink
+        letters = "#ffffff" if percent > 100 * drawing.STRONG else ink
         low, high = sorted((luminance(linear(ground)), luminance(linear(letters))))
         assert (high + 0.05) / (low + 0.05) >= 3.5, percent

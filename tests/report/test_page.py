@@ -15,7 +15,7 @@ import pytest
 from babelscope import cli
 from babelscope.report import page, tables
 from babelscope.report.page import write_comparison, write_report
-from babelscope.report.results import read_run
+from babelscope.report.reader import read_run
 from report.synthetic import change, write_run
 
 pytest.importorskip("altair")
@@ -100,14 +100,14 @@ def test_the_summary_says_what_holds(whole, run):
                 assert finding.text in seen.text
                 assert tables.interval(finding) in seen.text
     assert "not finished" not in seen.text
-    assert seen.text.index("What breaks without a language's neurons") < seen.text.index("Methods and limits")
+    assert seen.text.index("Stage damage") < seen.text.index("Methods and limits")
 
 
 def test_every_figure_is_there_with_its_data(whole, run):
     seen = read(whole)
     downloads = seen.downloads()
     figures = [(stage, figure) for stage, result in read_run(run).results["tiny"].items() for figure in result.figures]
-    assert len(seen.specs) == len([figure for _, figure in figures if figure.kind != "tokens"]) == 9
+    assert len(seen.specs) == len([figure for _, figure in figures if figure.kind != "tokens"]) == 10
     for stage, figure in figures:
         assert f"{figure.title}." in seen.text
         assert figure.caption in seen.text
@@ -240,7 +240,7 @@ def test_long_tables_are_folded(tmp_path, no_files):
 def test_models_stand_side_by_side(tmp_path, no_files):
     run = write_run(tmp_path / "run", ("tiny", "big"))
     seen = read(write_report(run))
-    assert len(seen.specs) == 18
+    assert len(seen.specs) == 20
     assert (
         "How tinybabel and example-org/a-model-with-a-remarkably-long-name-7b-chat-v0.3 handle languages" in seen.text
     )

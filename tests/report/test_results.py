@@ -7,7 +7,8 @@ import json
 import pytest
 
 from babelscope.errors import DataError
-from babelscope.report.results import RECORDS, read_result, read_run
+from babelscope.report.charts import FIGURES
+from babelscope.report.reader import read_result, read_run
 from report.synthetic import change, write_run
 
 
@@ -28,7 +29,7 @@ def test_a_run_is_read_whole(run):
     assert [list(row) for row in result.tables[0].rows] == written["tables"][0]["rows"]
     assert list(result.figures[0].records) == written["figures"][0]["records"]
     kinds = {figure.kind for each in found.results["tiny"].values() for figure in each.figures}
-    assert kinds == set(RECORDS), "the made-up run has every kind"
+    assert kinds == set(FIGURES), "the made-up run has every kind"
 
 
 def test_what_is_missing_is_known(run, tmp_path):
@@ -79,14 +80,14 @@ def drop(*path):
         ("lens", put("kind", "atlas"), "kind: wanted 'babelscope result', found 'atlas'"),
         ("lens", put("version", 2), "version: wanted 1, found 2"),
         ("lens", put("stage", "detect"), "stage: wanted 'lens', the name of its folder, found 'detect'"),
-        ("lens", put("stage", "lense"), "stage: wanted 'detect' or 'select' or 'lens'"),
+        ("lens", put("stage", "lense"), "stage: wanted 'lens', the name of its folder, found 'lense'"),
         ("lens", put("seconds", "9"), "seconds: wanted a finite number, found '9'"),
         ("lens", put("seconds", True), "seconds: wanted a finite number, found True"),
         ("lens", drop("how"), "how: wanted text, found nothing"),
         ("lens", put("findings", {}), "findings: wanted a list, found {}"),
         ("lens", put("findings", 0, "verdict", "maybe"), "findings[0].verdict: wanted 'holds' or 'does not hold'"),
         ("lens", put("findings", 0, "low", "0"), "findings[0].low: wanted a finite number or null, found '0'"),
-        ("lens", put("figures", 0, "kind", "pie"), "figures[0].kind: wanted 'layers' or 'counts'"),
+        ("lens", put("figures", 0, "kind", "pie"), "figures[0].kind: wanted 'layers' or 'heat'"),
         ("lens", put("figures", 0, "name", "../x"), "figures[0].name: wanted letters, digits, - and _ only"),
         ("lens", put("figures", 1, "name", "layers"), "figures[1].name: wanted a name that no other has"),
         ("lens", put("figures", 0, "records", 7, "layer", 1.5), "figures[0].records[7].layer: wanted a whole number"),

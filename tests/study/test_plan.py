@@ -15,7 +15,7 @@ from babelscope.artifacts import read_json
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.evaluation.parts import EQUAL
 from babelscope.evaluation.parts import PARTS as LIBRARY_PARTS
-from babelscope.report.results import read_run
+from babelscope.report.reader import read_run
 from babelscope.show.studied import draw_study_plan
 from babelscope.show.terminal import Screen
 from babelscope.study import config, plan

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from babelscope.artifacts import read_tensors, write_tensors
-from babelscope.errors import ConfigError, MissingDependencyError
+from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.languages import get_language
 
 KIND = "language curve"
@@ -42,6 +42,22 @@ class TokenGrid:
     """[L + 1, T, k]"""
     language: list[list[str]]
     """[L + 1, T] the language of the likeliest token, empty if none is more likely than not."""
+
+    def records(self, title: str = "") -> list[dict[str, Any]]:
+        """Records of the figure `tokens`, the likeliest token of each layer and position; `title` names the prompt."""
+        return [
+            {
+                "prompt": title,
+                "layer": layer,
+                "position": position,
+                "token": choices[0],
+                "probability": self.probability[layer][position][0],
+                "language": get_language(code).name if (code := self.language[layer][position]) else UNKNOWN,
+                "language_code": code,
+            }
+            for layer, row in enumerate(self.top)
+            for position, choices in enumerate(row)
+        ]
 
 
 @dataclass(frozen=True)
@@ -145,10 +161,52 @@ class LanguageCurve:
         return pandas.DataFrame(self.rows(resamples=resamples, seed=seed))
 
     def plot(self, kind: Literal["area", "heat"] = "area") -> Any:
-        """An altair chart, a panel per prompt language; kinds and errors of `babelscope.lens.charts.panels`."""
-        from babelscope.lens.charts import panels, side_by_side
+        """Draws the mass by layer as an altair chart, a panel per prompt language.
 
-        return side_by_side(panels(self, kind))
+        Args:
+            kind: `area`, stacked to 1, what is no language as the grey on top; or `heat`, a row per decoded language,
+                its mass the strength of its colour.
+
+        Raises:
+            ConfigError: another kind.
+            MissingDependencyError: altair isn't installed.
+        """
+        if kind not in ("area", "heat"):
+            raise ConfigError(f"wanted a kind of chart among area, heat, found {kind!r}. Correct the name.")
+        from babelscope.report.lens_charts import heat, layers
+
+        return (layers if kind == "area" else heat)(self.mass_records())
+
+    def plot_tokens(self, prompt: int = 0) -> Any:
+        """Draws the likeliest token of each layer and position of a kept prompt, coloured by its language.
+
+        Columns run from right to left for a prompt whose script does.
+
+        Args:
+            prompt: number of the kept prompt in `grids`.
+
+        Raises:
+            DataError: no such prompt was kept.
+            MissingDependencyError: altair isn't installed.
+        """
+        if not 0 <= prompt < len(self.grids):
+            raise DataError(f"{len(self.grids)} prompts were kept for display, not number {prompt}. Raise grids=.")
+        from babelscope.report.lens_charts import tokens
+
+        return tokens(self.grids[prompt].records())
+
+    def mass_records(self) -> list[dict[str, Any]]:
+        """The rows of `rows` as records of the figures `layers` and `heat`; probabilities to five digits."""
+        return [
+            {
+                "model": "",
+                "language": row["prompt_language"],
+                "layer": row["layer"],
+                "spoken": row["decoded_language"],
+                **{name: round(row[name], 5) for name in ("mass", "low", "high")},
+            }
+            for row in self.rows()
+        ]
 
     def stages(
         self, *, pivot: str | None = None, margin: float = MARGIN, resamples: int = 1000, seed: int = 0

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from babelscope import tinybabel
 from babelscope.languages import get_language
-from babelscope.lens.charts import colours, embedded, panels, right_to_left, visible
 from babelscope.lens.curve import ANY, UNKNOWN
 from babelscope.lens.tuned import closeness_rows
+from babelscope.report.files import embedded
+from babelscope.report.languages import language_colours, visible
 
 if TYPE_CHECKING:
     from babelscope.lens.curve import LanguageCurve, TokenGrid
@@ -28,7 +29,6 @@ p, li { max-width: 45rem; overflow-wrap: anywhere; }
        display: flex; flex-wrap: wrap; gap: .1rem .8rem; font-size: .82rem; max-height: 25vh; overflow-y: auto; }
 .key span::before { content: ""; display: inline-block; width: .8em; height: .8em; margin-inline-end: .35em;
        background: var(--c); }
-.panels { display: flex; flex-wrap: wrap; gap: .5rem; }
 .scroll { overflow-x: auto; }
 .tokens { border-collapse: separate; border-spacing: 1px; font-size: .8rem; }
 .tokens th { font-weight: 500; color: var(--soft); padding: 1px .4rem; white-space: pre; }
@@ -58,18 +58,15 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
     """
     name = str(dict(curve.about.get("model") or {}).get("name", "a model"))
     model = tinybabel.NAME if name == str(tinybabel.MODEL) else Path(name).name if Path(name).is_absolute() else name
-    drawn = {kind: panels(curve, kind, key=False) for kind in ("area", "heat")}
-    charts = {f"{kind}-{code}": chart for kind, each in drawn.items() for code, chart in each.items()}
-    places = {kind: "".join(f'<div id="{kind}-{code}"></div>' for code in each) for kind, each in drawn.items()}
+    charts = {"area": curve.plot("area"), "heat": curve.plot("heat")}
     parts = [
         f"<h1>Which language does each layer of {escape(model)} speak?</h1>",
         "<p>Every layer's hidden states are decoded to the vocabulary; the mass of a language is the probability of "
         "its tokens, each token shared out among the languages of the texts it occurs in. Grey is what says nothing "
         "about a language: digits, punctuation, parts of characters, and tokens too rare to tell.</p>",
         _key(curve),
-        f'<h2>Mass by layer</h2><div class="panels">{places["area"]}</div>',
-        "<h2>The same as a map</h2><p>The stronger the colour, the more mass.</p>"
-        f'<div class="panels">{places["heat"]}</div>',
+        '<h2>Mass by layer</h2><div class="scroll" id="area"></div>',
+        '<h2>The same as a map</h2><p>The stronger the colour, the more mass.</p><div class="scroll" id="heat"></div>',
         "<h2>Where one language gives way to another</h2>",
         _stages(curve),
         *_closeness(curve.tuned),
@@ -94,7 +91,7 @@ def write_page(curve: LanguageCurve, path: str | Path) -> None:
 
 
 def _key(curve: LanguageCurve) -> str:
-    chosen = colours(curve.languages)
+    chosen = language_colours([*curve.languages, UNKNOWN, ""])
     names = {code: get_language(code).name for code in curve.languages} | {UNKNOWN: UNKNOWN}
     spans = [f'<span style="--c: {chosen[code]}">{escape(name)}</span>' for code, name in names.items()]
     return f'<p class="key">{"".join(spans)}</p>'
@@ -128,7 +125,7 @@ def _closeness(about: Mapping[str, Any]) -> list[str]:
 
 
 def _tokens(curve: LanguageCurve, grid: TokenGrid) -> str:
-    chosen = colours(curve.languages)
+    chosen = language_colours([*curve.languages, UNKNOWN, ""])
     rows = [f"<tr><th></th>{''.join(_cell('th', token, grid.prompt_language) for token in grid.tokens)}</tr>"]
     for layer in reversed(range(len(grid.top))):
         cells = [f"<th>{layer}</th>"]
@@ -138,7 +135,7 @@ def _tokens(curve: LanguageCurve, grid: TokenGrid) -> str:
             cells.append(_cell("td", best[0], code, f' style="{paint}" title="{escape(hover)}"'))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     name = "" if grid.prompt_language == ANY else get_language(grid.prompt_language).name
-    direction = "rtl" if right_to_left(grid.prompt_language) else "ltr"
+    direction = "ltr" if grid.prompt_language in (ANY, "") else get_language(grid.prompt_language).direction
     table = "\n".join(rows)
     return f'<h3>{escape(name)}</h3>\n<div class="scroll" dir="{direction}"><table class="tokens">{table}</table></div>'
 

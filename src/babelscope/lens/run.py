@@ -21,7 +21,6 @@ from babelscope.artifacts import run_folder, update_run, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.languages import get_language
-from babelscope.lens.charts import save_chart
 from babelscope.lens.curve import LanguageCurve
 from babelscope.lens.measure import language_lens
 from babelscope.lens.page import write_page
@@ -30,6 +29,7 @@ from babelscope.lens.tuned import TunedLens, closeness_rows
 from babelscope.lens.vocabulary import VocabularyProfile
 from babelscope.lens.words import latent_table
 from babelscope.models.load import ModelIdentity
+from babelscope.report.files import save_chart
 
 logger = logging.getLogger(__name__)
 

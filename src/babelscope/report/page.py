@@ -13,10 +13,11 @@ from typing import Any
 
 from babelscope.errors import MissingDependencyError
 from babelscope.languages import get_language
-from babelscope.lens.charts import GREY, visible, vl_convert
 from babelscope.report import charts, tables
-from babelscope.report.languages import is_language, language_colours, reads_from_right
-from babelscope.report.results import STAGES, VERDICTS, Figure, Finding, Result, StudyRun, Table, read_run
+from babelscope.report.files import vl_convert
+from babelscope.report.languages import GREY, is_language, language_colours, reads_from_right, visible
+from babelscope.report.reader import read_run
+from babelscope.report.results import VERDICTS, Figure, Finding, Result, StudyRun, Table
 from babelscope.report.theme import theme
 
 PAGE = "report.html"
@@ -81,18 +82,21 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
 
 
 def _write_page(out: Path, columns: Sequence[Column], runs: Sequence[StudyRun], names: Sequence[str] = ()) -> Path:
+    stages = list(dict.fromkeys(stage for run in runs for stage in run.stages))
+    headings = {result.stage: result.title for column in reversed(columns) for result in column.results.values()}
     page = _Page(columns, names)
-    sections = [page.section(stage) for stage in STAGES if any(stage in column.results for column in columns)]
+    present = [stage for stage in stages if any(stage in column.results for column in columns)]
+    sections = [page.section(stage, headings[stage]) for stage in present]
     text = _template().render(
         title=_title(runs, columns, names),
         columns=columns,
         sections=sections,
         leads=[_lead(column) for column in columns if column.results],
-        claims=[(STAGES[stage], rows) for stage in STAGES if (rows := page.claims(stage))],
+        claims=[(headings[stage], rows) for stage in present if (rows := page.claims(stage))],
         missing=[(_run_label(names, at), _missing(run)) for at, run in enumerate(runs) if not run.finished],
         provenance=[(_run_label(names, at), _provenance(run)) for at, run in enumerate(runs)],
         settings=_settings(runs, names),
-        commands=_commands(runs, columns),
+        commands=_commands(runs, columns, stages),
         compared=bool(names),
         font=_FONT,
         # "<" would end the script element early in </script>; as an escape it is the same JSON.
@@ -123,14 +127,14 @@ class _Page:
         ]
         self.colours = language_colours(spoken)
 
-    def section(self, stage: str) -> dict[str, Any]:
+    def section(self, stage: str, heading: str) -> dict[str, Any]:
         held = [(column, column.results[stage]) for column in self.columns if stage in column.results]
         hows: dict[str, list[str]] = {}
         for column, result in held:
             hows.setdefault(result.how, []).append(column.label)
         return {
             "id": stage,
-            "heading": STAGES[stage],
+            "heading": heading,
             "hows": [(", ".join(labels) if len(hows) > 1 else "", how) for how, labels in hows.items()],
             "figures": [self._figure(name, held) for name in _names(held, "figures")],
             "tables": [table for name in _names(held, "tables") for table in self._tables(stage, name, held)],
@@ -296,7 +300,7 @@ def _title(runs: Sequence[StudyRun], columns: Sequence[Column], names: Sequence[
 
 def _lead(column: Column) -> dict[str, Any]:
     """How many claims were tested, and which came out how."""
-    findings = [finding for stage in STAGES if stage in column.results for finding in column.results[stage].findings]
+    findings = [finding for result in column.results.values() for finding in result.findings]
     counted = {verdict: [each.claim for each in findings if each.verdict == verdict] for verdict in VERDICTS}
     return {"label": column.label, "tested": len(findings), "verdicts": counted}
 
@@ -358,14 +362,14 @@ def _flat(content: Any, within: str = "") -> list[tuple[str, str]]:
     return [(within, content if isinstance(content, str) else json.dumps(content, ensure_ascii=False))]
 
 
-def _commands(runs: Sequence[StudyRun], columns: Sequence[Column]) -> list[str]:
+def _commands(runs: Sequence[StudyRun], columns: Sequence[Column], stages: Sequence[str]) -> list[str]:
     """The command of each whole study, where its source is known, and those of single stages; each once."""
     whole = [
         f"babelscope study {shlex.quote(str(run.about['source']))} --out {shlex.quote(run.folder.resolve().name)}"
         for run in runs
         if "source" in run.about
     ]
-    results = [column.results[stage] for stage in STAGES for column in columns if stage in column.results]
+    results = [column.results[stage] for stage in stages for column in columns if stage in column.results]
     return list(dict.fromkeys([*whole, *(result.command for result in results)]))
 
 

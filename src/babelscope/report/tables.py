@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from babelscope.report.charts import FIGURES
 from babelscope.report.languages import name_of
-from babelscope.report.results import RECORDS, Figure, Finding, Table
+from babelscope.report.results import Figure, Finding, Table
 
 Cell = str | float | None
 LANGUAGES = ("language", "off")
@@ -79,7 +80,9 @@ def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def figure_csv(figure: Figure) -> str:
     """The records of a figure, the fields of its kind first."""
-    fields = list(dict.fromkeys([*RECORDS[figure.kind], *(name for record in figure.records for name in record)]))
+    fields = list(
+        dict.fromkeys([*FIGURES[figure.kind].fields, *(name for record in figure.records for name in record)])
+    )
     return to_csv(fields, [[record.get(name) for name in fields] for record in figure.records])
 
 

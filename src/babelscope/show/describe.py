@@ -124,7 +124,7 @@ def _other_run(path: Path) -> dict[str, Any] | None:
     }  # fmt: skip
     if command != "study":
         return {"artefact": "other run", **content}
-    from babelscope.report.results import read_run
+    from babelscope.report.reader import read_run
 
     run, report = read_run(path), path / "report.html"
     models = {

@@ -91,8 +91,9 @@ def write_figures(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     files = ["experiment.csv", "experiment.json"]
     if not (importlib.util.find_spec("altair") and importlib.util.find_spec("vl_convert")):
         return files
-    from babelscope.lens.charts import vl_convert
-    from babelscope.report.charts import for_paper, forest
+    from babelscope.report.charts import for_paper
+    from babelscope.report.effect_charts import forest
+    from babelscope.report.files import vl_convert
 
     for name in ("target", "others_percent", "tasks"):
         records = [

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.errors import ConfigError, DataError, did_you_mean
-from babelscope.report.results import STAGES as RESULTS
 from babelscope.study.contradictions import contradictions
 from babelscope.study.reading import (
     Place,
@@ -31,7 +30,19 @@ from babelscope.study.reading import (
     whole,
 )
 
-STAGES = tuple(RESULTS)
+TITLES = {
+    "detect": "Which neurons each language needs",
+    "select": "The neurons of each language",
+    "lens": "Which language each layer speaks",
+    "search": "Where understanding ends and generation begins",
+    "damage": "What breaks without a language's neurons",
+    "grid": "What breaks, by stage and structure",
+    "evaluation": "Tasks, intact and without neurons",
+    "steering": "Turning one language into another",
+    "tuning": "Training only a language's neurons",
+}
+"""Every stage in the order of the argument, with its heading."""
+STAGES = tuple(TITLES)
 """In the order in which they run."""
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "select": ("detect",), "search": ("select",), "damage": ("select",), "grid": ("select",),

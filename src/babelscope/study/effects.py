@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from babelscope.evaluation.inference import Interval
-from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, spread, table
+from babelscope.report.results import Section, figure, finding, table
+from babelscope.study.job import BITS, Job, between, named, spread
 from babelscope.study.paper import printed_enhancement
 from babelscope.tuning.verdict import ALL
 
@@ -23,7 +24,7 @@ Way = Callable[[], AbstractContextManager[Any]]
 """Opens an edit of the model."""
 
 
-def steering(job: Job) -> Made:
+def steering(job: Job) -> Section:
     """English prompts continued with a language amplified and English off, beside random sets and means."""
     from babelscope.editing.steering import residual_means
     from babelscope.evaluation.inference import wilson
@@ -65,7 +66,7 @@ def steering(job: Job) -> Made:
         pairs = zip(hits[f"neurons x {first}"], hits[f"random x {first}"], strict=True)
         beyond += [float(mine) - float(other) for mine, other in pairs]
     more = spread(beyond)
-    return Made(
+    return Section(
         f"The first {options.words} words of {len(prompts)} held-out texts in {named(english)} were continued "
         f"greedily by {options.new_tokens} tokens, with a language's neurons amplified and {named(english)}'s "
         "zeroed, with random sets of the same counts, and with the difference of the languages' mean states added "
@@ -151,7 +152,7 @@ def spoken(
     }
 
 
-def tuning(job: Job) -> Made:
+def tuning(job: Job) -> Section:
     """Neurons of a language trained on its documents, beside the other arms."""
     from babelscope.tuning.bench import run_experiment
 
@@ -211,7 +212,7 @@ def tuning(job: Job) -> Made:
         title = "Measured (mean over tasks and languages) beside what the paper prints, in percent"
         tables.append(table("printed", title, ("task", "documents", "before", "after", "printed"), printed))
     recipe = ", ".join(f"{name} {value}" for name, value in asked.recipe.items())
-    return Made(
+    return Section(
         f"Only the chosen neurons' rows and columns were trained ({recipe}); validation texts chose the step and "
         f"(of several) the learning rate; {asked.texts} held-out texts per language are told. Random neurons have the "
         "same counts by layer and slot; LoRA about as many parameters.",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from babelscope.artifacts import finite, read_json, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.languages import get_language
 from babelscope.report import tables
-from babelscope.report.results import Figure, Finding, Table
+from babelscope.report.results import slug
 from babelscope.study.config import Model, Study
 
 if TYPE_CHECKING:
@@ -130,35 +129,6 @@ class Job:
         return {code: NeuronSet.load(folder / f"{code}.safetensors") for code in self.study.languages}
 
 
-@dataclass
-class Made:
-    """What a stage found."""
-
-    how: str
-    """How it was made: plain text, one paragraph."""
-    findings: list[Finding] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-
-
-def table(name: str, title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table of a result."""
-    return Table(slug(name), title, tuple(columns), tuple(tuple(row) for row in rows))
-
-
-def figure(
-    name: str, kind: str, title: str, caption: str, records: Iterable[Mapping[str, Any]], *, x: str = "", y: str = ""
-) -> Figure:
-    """A figure of a result, with the titles of its axes where the chart gives them none itself."""
-    return Figure(slug(name), kind, title, caption, tuple(records), x, y)
-
-
-def finding(claim: str, interval: Interval, text: str) -> Finding:
-    """A claim that an effect is above zero: it holds if the whole interval is, and does not if none of it is."""
-    verdict = "holds" if interval.low > 0 else "does not hold" if interval.high < 0 else "undecided"
-    return Finding(claim, verdict, text, interval.value, interval.low, interval.high)
-
-
 def spread(values: Iterable[float]) -> Interval:
     """The mean with its 95 % bootstrap interval; a single value has none."""
     from babelscope.evaluation.inference import bootstrap_mean
@@ -175,11 +145,6 @@ def between(interval: Interval) -> str:
 def named(code: str) -> str:
     """A language's English name."""
     return get_language(code).name
-
-
-def slug(text: str) -> str:
-    """A name for files and for figures: letters, digits, dots become `-`, nothing else."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-") or "x"
 
 
 def portable(content: Any) -> Any:

@@ -29,11 +29,12 @@ from babelscope import tinybabel
 from babelscope.artifacts import digest, environment, finite, read_json, run_folder, update_run, write_json
 from babelscope.corpora.sources import MIB, open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
-from babelscope.report.results import KIND, STAGES, VERSION, read_result
+from babelscope.report.reader import read_result
+from babelscope.report.results import KIND, VERSION, Section, slug
 from babelscope.study import effects, stages, tasks
-from babelscope.study.config import Model, Study, as_json
+from babelscope.study.config import STAGES, TITLES, Model, Study, as_json
 from babelscope.study.estimate import Size, Work, estimates, work
-from babelscope.study.job import Job, Loader, Made, portable, slug
+from babelscope.study.job import Job, Loader, portable
 from babelscope.study.progress import View
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def run_study(
     with run_folder(out, {"command": "study", "study": study.name}, about), _logged(out / LOG):
         update_run(
             out, status="running", study=portable(as_json(study)), source=portable(source), models=portable(models),
-            stages=list(study.stages), seeds={"study": study.seed, "tuning": list(study.tuning.seeds)},
+            stages=[stage for stage in STAGES if stage in study.stages],
+            seeds={"study": study.seed, "tuning": list(study.tuning.seeds)},
             environment=environment(), **about,
         )  # fmt: skip
         measured = {name: _measured(out / name) for name in names}  # before what was made from other settings goes
@@ -300,10 +302,10 @@ def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, vi
     begun = [path.name for path in folder.iterdir()] != [KEY]
     started = time.monotonic()
     job = Job(study, loader, stage, folder, view.cell)
-    made: Made = RUNS[stage](job)
+    made: Section = RUNS[stage](job)
     seconds = round(time.monotonic() - started, 1)
     content = {
-        "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": STAGES[stage],
+        "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": TITLES[stage],
         "seconds": seconds, "how": made.how,
         "command": f"babelscope study {shlex.quote(portable(source))} --only {stage} --out runs/{slug(study.name)}",
         "findings": [asdict(each) for each in made.findings],

@@ -8,15 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from babelscope.errors import ConfigError
-from babelscope.report.results import Finding
+from babelscope.report.results import Finding, Section, figure, finding, table
 from babelscope.study.config import SEARCHED, Split
-from babelscope.study.job import BITS, Job, Made, between, figure, finding, named, portable, spread, table
+from babelscope.study.job import BITS, Job, between, named, portable, spread
 
 if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
 
 
-def detect(job: Job) -> Made:
+def detect(job: Job) -> Section:
     """Scores every neuron on the documents of every language: one run folder per number of documents."""
     from babelscope.detection.detect import Progress
     from babelscope.detection.detect import detect as run
@@ -50,7 +50,7 @@ def detect(job: Job) -> Made:
         short = sum(each["empty"] + each["too_short"] for each in skipped)
         rows.append([named(code), *read, short, sum(each["cut"] for each in skipped), portable(records[0]["name"])])
     units = {slot: sum(widths) for slot, widths in atlas.layout.widths.items()}
-    return Made(
+    return Section(
         f"Every neuron was scored on every document by how much zeroing it would change the output of its layer "
         f"(preset {options.preset}), in one streaming pass; documents drawn with seed {job.study.seed}, cut to "
         f"{options.max_tokens} tokens, left out below {options.min_tokens}.",
@@ -61,7 +61,7 @@ def detect(job: Job) -> Made:
     )
 
 
-def select(job: Job) -> Made:
+def select(job: Job) -> Section:
     """Chooses the set of each language; writes the neuron files."""
     options = job.options
     job.start(1)
@@ -92,7 +92,7 @@ def select(job: Job) -> Made:
         findings += _shared(rule, pairs, list(chosen))
         caption = "Share of the column's neurons that the row has too; in brackets what chance would give."
         figures.append(figure(f"overlap {rule}", "overlap", f"Overlap of the sets: rule {rule}", caption, pairs))
-    return Made(
+    return Section(
         f"Rule {options.rule}, budget {options.budget:g}"
         + (f", without {options.exclude}" if options.exclude else "")
         + ". Overlap of row x and column y is |x and y| / |y|; expected, and the chance of at least as much, are of "
@@ -138,7 +138,7 @@ def _overlaps(sets: Mapping[str, NeuronSet]) -> Iterator[dict[str, Any]]:
             yield {"row": row, "column": column, "overlap": shared / len(theirs), "expected": chance, "p": p}
 
 
-def lens(job: Job) -> Made:
+def lens(job: Job) -> Section:
     """Which language each layer speaks."""
     from babelscope.evaluation.inference import wilson
     from babelscope.lens.run import run_lens
@@ -194,7 +194,7 @@ def lens(job: Job) -> Made:
             "resamples of the prompts."
         )
     )
-    return Made(
+    return Section(
         how,
         [Finding(claim, verdict, text, share.value, share.low, share.high)],
         [table("pivots", "Where another language takes over", columns, rows)],
@@ -219,7 +219,7 @@ def _spoken(code: str) -> str:
     return named(code) if code else "none"
 
 
-def search(job: Job) -> Made:
+def search(job: Job) -> Section:
     """Searches the split of the layers on validation texts."""
     from babelscope.evaluation.likelihood import likelihood
     from babelscope.evaluation.stages import find_stages
@@ -253,7 +253,7 @@ def search(job: Job) -> Made:
         for each in found.grid
     ]
     columns = ("understand", "generate", "neurons off", f"change in {named(english)}", f"in {named(target)}", "delta")
-    return Made(
+    return Section(
         f"For each split the neurons of {named(target)} in the stages {' and '.join(options.stages)} were switched off "
         f"and {options.texts} validation texts of {named(target)} and {named(english)} measured; a score is minus bits "
         f"per byte. The best split, {best.stages.understand} and {best.stages.generate}, has the largest change in "
@@ -281,7 +281,7 @@ def chosen_split(job: Job) -> Split:
     return Split(best[0], best[1])
 
 
-def damage(job: Job) -> Made:
+def damage(job: Job) -> Section:
     """Bits per byte of every language's texts without each language's neurons, beside other rules and random sets."""
     from babelscope.editing.controls import controls
     from babelscope.evaluation.likelihood import damage_matrix
@@ -370,7 +370,7 @@ def damage(job: Job) -> Made:
     caption = "Change in bits per byte of its own held-out texts, with 95 % intervals over texts."
     columns = ("sets", "own", "own low", "own high", "others", "others low", "others high")
     base = [[named(code), value] for code, value in zip(codes, matrices["selected"]["base"], strict=True)]
-    return Made(
+    return Section(
         f"{options.texts} held-out texts per language, cut to {options.max_tokens} tokens, in bits per UTF-8 byte; "
         f"sets are zeroed. Random sets ({options.controls} per language) have the same counts by layer and slot and "
         "share no neuron with the tested set. Intervals of cells are by bootstrap over texts, those of means "

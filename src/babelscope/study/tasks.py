@@ -13,15 +13,15 @@ from babelscope.evaluation.claims import Claim
 from babelscope.evaluation.grid import Row
 from babelscope.evaluation.inference import Interval
 from babelscope.evaluation.tables import Summary
-from babelscope.report.results import Finding
-from babelscope.study.job import Job, Made, between, figure, finding, named, spread, table
+from babelscope.report.results import Finding, Section, figure, finding, table
+from babelscope.study.job import Job, between, named, spread
 from babelscope.study.stages import chosen_split
 
 if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
 
 
-def grid(job: Job) -> Made:
+def grid(job: Job) -> Section:
     """Tasks with parts of each language's set off, in the language and in English."""
     from babelscope.editing.stages import Stages
     from babelscope.evaluation.claims import CRITERIA, claims
@@ -83,7 +83,7 @@ def grid(job: Job) -> Made:
     if beside:
         title = "Languages for which the paper prints a number, in percent"
         tables.insert(1, table("languages", title, [each.name for each in fields(InLanguage)], map(astuple, beside)))
-    return Made(
+    return Section(
         f"The first {split.understand} layers understand, the last {split.generate} generate, those between solve. "
         f"Parts of a language's set were zeroed while the model answered, beside {options.controls} random sets of the "
         "same counts by layer and slot, in the language and in English; cells are paired over items, p-values "
@@ -105,7 +105,7 @@ def _told(claim: Claim) -> Finding:
     return Finding(claim.claim, claim.verdict, words, first.effect, first.low, first.high)
 
 
-def evaluation(job: Job) -> Made:
+def evaluation(job: Job) -> Section:
     """Tasks in each language, intact and without the language's neurons."""
     from babelscope.evaluation.evaluate import evaluate
 
@@ -163,7 +163,7 @@ def evaluation(job: Job) -> Made:
         "change high",
     )  # fmt: skip
     tables = [table("scores", "Scores", columns, rows)]
-    return Made(
+    return Section(
         "Each task was asked in each language, of the intact model and with all neurons of that language zeroed; the "
         "items are the same, and changes are paired over them.",
         findings,
