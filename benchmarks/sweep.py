@@ -152,8 +152,8 @@ def _chart(record: dict[str, Any], path: Path) -> None:
     """Left the ratios by length, right the seconds by documents."""
     import altair as alt
 
-    from babelscope.lens.charts import vl_convert
     from babelscope.report.charts import for_paper
+    from babelscope.report.files import vl_convert
 
     ratios = [
         {"tokens": cell["length"], "batch": str(cell["batch"]), "slots": name, "ratio": ratio}
