@@ -19,9 +19,9 @@ from babelscope.evaluation.inference import Interval, bootstrap_mean
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.lens.curve import LanguageCurve
 from babelscope.report.reader import read_run
-from babelscope.report.results import Result
+from babelscope.report.results import Result, finding, slug
 from babelscope.study.effects import _said, _who
-from babelscope.study.job import between, finding, portable, slug
+from babelscope.study.job import between, portable
 from babelscope.study.stages import _overlaps, _titles
 
 
