@@ -16,7 +16,7 @@ import babelscope as bs
 from babelscope.corpora.sources import open_corpus
 from babelscope.editing.steering import residual_means
 from babelscope.evaluation.inference import wilson
-from babelscope.study.effects import spoken, ways
+from babelscope.stages.steering import spoken, ways
 
 
 def main() -> None:

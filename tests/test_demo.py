@@ -8,6 +8,7 @@ import pytest
 
 from babelscope import cli, demo
 from babelscope.detection import detect as detection
+from babelscope.stages.job import FOUND
 from babelscope.tinybabel.grammar import LANGUAGES
 
 short_demo = demo.demo
@@ -58,9 +59,9 @@ def test_what_it_kept(told, out):
     assert cell("damage-selected", "fr", "fr") == rows["fr"]["contrast (default)"]["own"]
     others = [cell("damage-minimum", "fr", code) for code in LANGUAGES if code != "fr"]
     assert sum(others) / 9 == pytest.approx(rows["fr"]["minimum (the paper's)"]["others"])
-    folder = out / "tinybabel" / "damage" / "cells"
+    change = json.loads((out / "tinybabel" / "damage" / FOUND).read_text())["change"]
     place = list(rows).index("fr")
-    random = [json.loads((folder / f"random-{number}.json").read_text())["change"][place][place] for number in (1, 2)]
+    random = [change[f"random {number}"][place][place] for number in (1, 2)]
     assert sum(random) / 2 == pytest.approx(rows["fr"]["random"]["own"])
     sets = {path.name for path in (out / "tinybabel" / "select").glob("*.safetensors")}
     assert sets == {f"{code}.safetensors" for code in LANGUAGES}

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def shortened(study: config.Study) -> config.Study:
     """A study of seconds: two stages on three documents."""
-    return replace(study, stages=("detect", "select"), detect=replace(study.detect, documents=3))
+    return study.changed(stages=("detect", "select"), detect=study.detect.changed(documents=3))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,16 @@ from babelscope.artifacts import read_json, write_json
 from babelscope.editing.continuation import continued
 from babelscope.editing.edits import ablate
 from babelscope.neurons.neuronset import NeuronSet
-from babelscope.study.config import Study, load_study
-from babelscope.study.job import Loader
+from babelscope.stages.job import FOUND, Loader
+from babelscope.stages.study import Study
+from babelscope.study.config import load_study
 from babelscope.study.plan import run_study
 from babelscope.tinybabel import NAME
 from babelscope.tinybabel.tasks import items
 
 STUDY = "tinybabel-quick"
 RULES = {"contrast (default)": "selected", "minimum (the paper's)": "minimum"}
-"""Heading -> the cell of the stage `damage` that it stands for."""
+"""Heading -> the kind of sets in the stage `damage` that it stands for."""
 
 
 def demo(
@@ -54,7 +54,7 @@ def demo(
         "folder": str(out),
         "units": next(iter(sets.values())).universe,
         "budget": study.select.budget,
-        "damage": _damage(study, out / NAME / "damage" / "cells"),
+        "damage": _damage(study, read_json(out / NAME / "damage" / FOUND)["change"]),
         "answers": [_answers(model, tokenizer, code, sets[code]) for code in ("fr", "zh")],
         "study": ran,
     }
@@ -65,16 +65,15 @@ def demo(
 def _changed(
     study: Study, documents: int | None, texts: int | None, draws: int | None, stages: Sequence[str] | None
 ) -> Study:
+    changes: dict[str, Any] = {} if stages is None else {"stages": tuple(stages)}
     if documents is not None:
-        study = replace(study, detect=replace(study.detect, documents=documents))
+        changes["detect"] = study.detect.changed(documents=documents)
     damage = {name: value for name, value in (("texts", texts), ("controls", draws)) if value is not None}
-    study = replace(study, damage=replace(study.damage, **damage))
-    return study if stages is None else replace(study, stages=tuple(stages))
+    return study.changed(**changes, damage=study.damage.changed(**damage))
 
 
-def _damage(study: Study, cells: Path) -> list[dict[str, Any]]:
-    found = {path.stem: read_json(path)["change"] for path in sorted(cells.glob("*.json"))}
-    random = [found[f"random-{number + 1}"] for number in range(study.damage.controls)]
+def _damage(study: Study, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    random = [found[f"random {number + 1}"] for number in range(study.damage.controls)]
     rows = []
     for at, code in enumerate(study.languages):
         row: dict[str, Any] = {"language": code}

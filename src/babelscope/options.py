@@ -35,6 +35,7 @@ from typing import (
 from babelscope.errors import ConfigError, did_you_mean
 from babelscope.languages import get_language
 
+TOO_LONG = ", of at most nine digits"
 NONE_WORDS = ("null", "none")
 """Words for no value, in a file and behind a flag."""
 
@@ -50,7 +51,7 @@ class Refused(ConfigError):
     """
 
     def __init__(self, key: str, wanted: str, found: str, remedy: str = "Correct it.") -> None:
-        super().__init__(f"{key}: wanted {wanted}, found {found}. {remedy}" if key else f"{wanted}: {found}. {remedy}")
+        super().__init__(f"{f'{key}: ' if key else ''}wanted {wanted}, found {found}. {remedy}")
         self.key, self.wanted, self.found, self.remedy = key, wanted, found, remedy
 
 
@@ -84,9 +85,7 @@ def at_least(least: int) -> Rule:
 Count = Annotated[int, at_least(1)]
 Several = Annotated[int, at_least(2)]
 NonNegative = Annotated[int, at_least(0)]
-Controls = Annotated[
-    int, Rule("0 or at least 2, since one draw is no control", lambda value: value == 0 or value >= 2, "N")
-]
+Controls = Annotated[int, Rule("0 or at least 2: one draw is no control", lambda value: value == 0 or value >= 2, "N")]
 Positive = Annotated[float, Rule("a number above 0", lambda value: value > 0, "X")]
 Share = Annotated[float, Rule("a share above 0 and at most 1", lambda value: 0 < value <= 1, "X")]
 Budget = Annotated[
@@ -98,7 +97,7 @@ Budget = Annotated[
     ),
 ]
 Language = Annotated[
-    str, Rule("the code of a language, such as fr", metavar="LANGUAGE", convert=lambda text: get_language(text).code)
+    str, Rule("a language's code, such as fr", metavar="LANGUAGE", convert=lambda text: get_language(text).code)
 ]
 
 
@@ -142,11 +141,11 @@ class Options:
         for name in given:
             if name not in annotations:
                 remedy = did_you_mean(str(name), annotations)
-                raise Refused(f"{prefix}{name}", f"a setting of {key or cls.__name__}", repr(name), remedy)
+                raise Refused(f"{prefix}{name}", f"a key of {key or cls.__name__}", repr(name), remedy)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.name not in given and is_required(field):
-                about = help_of(cls)[field.name].rstrip(".")
-                raise Refused(f"{prefix}{field.name}", about, "nothing", f"Give {field.name}.")
+                wanted = f"the key {field.name} ({help_of(cls)[field.name]})"
+                raise Refused(key, wanted, "none", f"Add a line {field.name}: ...")
         values = {name: read(annotations[name], value, f"{prefix}{name}", text=text) for name, value in given.items()}
         try:
             return cls(**values)
@@ -256,26 +255,27 @@ def read(annotation: Any, value: Any, key: str = "", *, text: bool = False) -> A
 
 
 def _read_annotated(base: Any, rules: Sequence[Any], value: Any, key: str, text: bool) -> Any:
-    wanted = describe(Annotated[base, *rules])
+    wanted, given = describe(Annotated[base, *rules]), value
     try:
         value = read(base, value, key, text=text)
     except Refused as error:
-        raise Refused(key, wanted, error.found, error.remedy) from None
+        too_long = TOO_LONG if error.wanted.endswith(TOO_LONG) else ""
+        raise Refused(error.key, f"{wanted}{too_long}", error.found, error.remedy) from None
     for rule in rules:
         if isinstance(rule, Choice):
             names = list(rule.names())
             if value not in names:
-                raise Refused(key, wanted, shown(value), did_you_mean(str(value), names, "Correct it."))
+                raise Refused(key, wanted, shown(given), did_you_mean(str(value), names, "Correct it."))
         elif isinstance(rule, Rule):
             if not rule.holds(value):
-                raise Refused(key, wanted, shown(value))
+                raise Refused(key, wanted, shown(given))
             try:
                 value = rule.convert(value)
             except Refused:
                 raise
             except ConfigError as error:
                 remedy = str(error)[:1].upper() + str(error)[1:]
-                raise Refused(key, wanted, shown(value), remedy if remedy.endswith(".") else f"{remedy}.") from None
+                raise Refused(key, wanted, shown(given), remedy if remedy.endswith(".") else f"{remedy}.") from None
     return value
 
 
@@ -290,7 +290,7 @@ def _read_union(kinds: Sequence[Any], value: Any, key: str, text: bool) -> Any:
             return read(kind, value, key, text=text)
         except Refused as error:
             refusals.append(error)
-    if len(refusals) == 1:
+    if len(refusals) == 1 and not isinstance(value, list | tuple):
         raise refusals[0]
     raise Refused(key, describe(Union[tuple(kinds)]), shown(value))  # noqa: UP007
 
@@ -324,23 +324,29 @@ def _read_scalar(kind: Any, value: Any, key: str, text: bool) -> Any:
         return Path(value)
     if kind is str and isinstance(value, str) and value.strip():
         return value.strip() if text else value
+    given = value
     if text and isinstance(value, str):
         value = _from_text(kind, value.strip())
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 10**9:
+            raise Refused(key, f"{describe(kind)}{TOO_LONG}", shown(given))
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise Refused(key, describe(kind), shown(value))
+    raise Refused(key, describe(kind), shown(given))
 
 
 def _from_text(kind: Any, text: str) -> Any:
     """The number or truth value that a text says; the text itself where it says none."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    digits = text.replace("_", "").removeprefix("-")
+    if kind is int and digits.isdecimal():
+        return int(text.replace("_", "")) if len(digits) < 20 else 10**9  # too long a number in any case
     try:
-        if kind is bool:
-            return {"true": True, "false": False}.get(text.lower(), text)
-        return int(text.replace("_", "")) if kind is int and len(text) < 20 else float(text) if kind is float else text
+        return float(text) if kind is float else text
     except ValueError:
         return text
 
@@ -361,14 +367,16 @@ def describe(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys("null" if kind is type(None) else describe(kind) for kind in inner))
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin is tuple:
         if inner[-1] is not Ellipsis:
             return f"{len(inner)} values, each {describe(inner[0])}"
         return f"a list, each {describe(inner[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, Options) and len(fields_of(annotation)) <= 3:
+        return " and ".join(f"{name}: {metavar(kind)}" for name, kind in fields_of(annotation).items())
     if _is_structured(annotation):
         return "keys and values"
-    names = {int: "a whole number, of at most nine digits", float: "a number", bool: "true or false", str: "a text"}
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return names.get(annotation, "a path" if annotation is Path else "a value")
 
 
@@ -397,7 +405,7 @@ def shown(value: Any) -> str:
         return f"a mapping of {len(value)} key{'' if len(value) == 1 else 's'}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    return repr(value)
+    return repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
 
 
 def written(value: Any) -> str:

@@ -100,7 +100,7 @@ def test_text_becomes_the_value_of_the_field(field, text, value):
         ("documents", "-1", ("sample.documents: wanted", "a whole number of 1 or more", "-1")),
         ("documents", "12345678901", ("sample.documents",)),
         ("documents", "1.0", ("sample.documents",)),
-        ("documents", {"xx1": "3"}, ("language", "'xx1'")),
+        ("documents", {"xx1": "3"}, ("language's code", "'xx1'")),
         ("documents", {"fr": "0"}, ("sample.documents.fr",)),
         ("kernel", "eagr", ("one of auto, eager", "Did you mean eager?")),
         ("factors", "1,1", ("factors[1]", "once")),
@@ -114,7 +114,7 @@ def test_text_becomes_the_value_of_the_field(field, text, value):
         ("shard", "1", ("2 values",)),
         ("split", "found", ("sample.split",)),
         ("split", {"understnd": "2"}, ("sample.split.understnd", "understand")),
-        ("split", {}, ("sample.split.understand", "nothing")),
+        ("split", {}, ("sample.split: wanted the key understand", "none")),
         ("quick", "yes", ("true or false",)),
         ("fruit", "aple", ("one of apple, pear", "Did you mean apple?")),
         ("nam", "x", ("Did you mean name?",)),
@@ -138,7 +138,7 @@ def test_python_values_are_not_read_from_text_but_checked_and_frozen():
 
 
 def test_a_missing_setting_is_named_with_its_help():
-    with pytest.raises(Refused, match=r"sample\.name: wanted The name of the sample, found nothing"):
+    with pytest.raises(Refused, match=r"sample: wanted the key name \(The name of the sample\.\), found none"):
         Sample.of({}, "sample")
 
 
@@ -158,7 +158,7 @@ def test_help_is_the_docstring_below_a_field_also_of_the_class_above():
 
 
 def test_types_are_described_for_messages_and_for_flags():
-    assert describe(int | None) == "a whole number, of at most nine digits, or null"
+    assert describe(int | None) == "a whole number, or null"
     assert (metavar(tuple[Positive, ...]), metavar(Path | None), metavar(tuple[int, int])) == ("X,...", "PATH", "N,N")
     assert metavar(Literal["a", "b"]) == "{a,b}"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import babelscope
 from babelscope import cli
-from babelscope.study.config import as_json, load_study
+from babelscope.study.config import load_study
 
 FILE = Path(__file__).resolve().parent / "interface.json"
 STUDY = """\
@@ -92,7 +92,7 @@ def study() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.yaml"
         path.write_text(STUDY, encoding="utf-8")
-        return dict(as_json(load_study(path)))
+        return load_study(path).as_json()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ import pytest
 import yaml
 
 from babelscope.errors import BabelscopeError, ConfigError
-from babelscope.study.config import STAGES, Split, Study, as_json, load_study, presets, template, write_template
+from babelscope.options import fields_of
+from babelscope.stages.contract import STAGES
+from babelscope.stages.study import Common
+from babelscope.study.config import Split, Study, load_study, presets, template, write_template
 from babelscope.study.plan import dry_run
 
 GOOD = """\
@@ -60,7 +63,7 @@ MALFORMED = {
     ),
     "unknown stage": (
         GOOD.replace("select]", "selekt]"), 6,
-        f"stages[1]: wanted one of {', '.join(STAGES)}, found 'selekt'. Did you mean select?",
+        f"stages[1]: wanted one of {', '.join(STAGES.names())}, found 'selekt'. Did you mean select?",
     ),
     "stage without what it reads": (
         GOOD.replace("[detect, select]", "[detect, damage]"), 6,
@@ -108,7 +111,7 @@ MALFORMED = {
     ),
     "one control": (
         GOOD + "damage:\n  controls: 1\n", 8,
-        "damage.controls: wanted 0 or at least 2: one draw is no control, found 1. Write 5.",
+        "damage.controls: wanted 0 or at least 2: one draw is no control, found '1'. Correct it.",
     ),
     "unknown task": (
         GOOD + "evaluation:\n  tasks: [mgms]\n", 8,
@@ -165,7 +168,7 @@ MALFORMED = {
     ),
     "negative controls": (
         GOOD + "damage:\n  controls: -3\n", 8,
-        "damage.controls: wanted a whole number of 0 or more, found '-3'. Correct it.",
+        "damage.controls: wanted 0 or at least 2: one draw is no control, found '-3'. Correct it.",
     ),
     "number without end": (
         GOOD + f"seed: {'9' * 5000}\n", 7,
@@ -272,7 +275,7 @@ def test_a_file_changes_what_it_says_of_a_preset_and_nothing_else(tmp_path):
     assert (mine.models[0].name, mine.detect.documents, mine.split) == ("here", 7, "searched")
     assert mine.detect.preset == "paper"
     assert mine.grid == theirs.grid == grand.grid
-    assert (theirs.split, grand.split) == (Split(6, 3), Split(8, 2))
+    assert (theirs.split, grand.split) == (Split(understand=6, generate=3), Split(understand=8, generate=2))
 
 
 def test_a_slip_in_what_a_file_changes_names_the_file(tmp_path):
@@ -293,12 +296,12 @@ def test_presets_pass_a_dry_run_without_model_or_network(name, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", forbidden)
     monkeypatch.setattr("babelscope.models.load.load_model", forbidden)
-    monkeypatch.setattr("babelscope.study.job.open_corpus", forbidden)
+    monkeypatch.setattr("babelscope.stages.job.open_corpus", forbidden)
     assert name in presets()
     study = load_study(name)
     planned = dry_run(study)
     (model,) = planned["models"].values()
-    assert [row["stage"] for row in model["stages"]] == [stage for stage in STAGES if stage in study.stages]
+    assert [row["stage"] for row in model["stages"]] == [stage for stage in STAGES.names() if stage in study.stages]
     assert all(row["cells"] >= 1 and row["seconds"] >= 0 for row in model["stages"])
     assert model["seconds"] == sum(row["seconds"] for row in model["stages"])
     assert model["memory_bytes"] > model["parameters"] * 2
@@ -325,8 +328,8 @@ def test_the_template_is_a_study_and_its_comments_are_the_defaults(tmp_path):
     lines = [line for line in lines if not line.startswith("# ")]
     full = tmp_path / "full.yaml"
     full.write_text("\n".join(lines), encoding="utf-8")
-    assert set(yaml.safe_load(full.read_text(encoding="utf-8"))) == set(Study.__dataclass_fields__)
-    assert as_json(load_study(full)) == as_json(study)
+    assert set(yaml.safe_load(full.read_text(encoding="utf-8"))) == {*fields_of(Common), *STAGES.names()}
+    assert load_study(full).as_json() == study.as_json()
     with pytest.raises(ConfigError, match=r"mine\.yaml is there"):
         write_template(path)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -18,10 +17,13 @@ from babelscope.evaluation.parts import PARTS as LIBRARY_PARTS
 from babelscope.report.reader import read_run
 from babelscope.show.studied import draw_study_plan
 from babelscope.show.terminal import Screen
-from babelscope.study import config, plan
-from babelscope.study.config import PARTS, load_study
-from babelscope.study.estimate import FACTOR, FACTOR_MEASURED, Size, work
-from babelscope.study.job import Job, portable
+from babelscope.stages.grid import PartName
+from babelscope.stages.job import Job, portable
+from babelscope.stages.size import Size
+from babelscope.stages.study import Model
+from babelscope.study import plan
+from babelscope.study.config import load_study
+from babelscope.study.estimate import FACTOR, FACTOR_MEASURED, seconds_of, work
 from babelscope.study.plan import dry_run, folder_names, run_study
 from babelscope.study.progress import View
 from study_worlds import GRID, PAIR, STAGES, TINY, study_of, write_study
@@ -94,7 +96,7 @@ def test_the_record_says_what_when_and_on_what(unbroken):
     study, run = unbroken
     record = read_json(run / "run.json")
     assert record["status"] == "finished"
-    assert record["study"] == portable(config.as_json(study))
+    assert record["study"] == portable(study.as_json())
     assert list(record["models"]) == ["vicuna-7b-v1-5"]
     assert record["stages"] == list(study.stages)
     assert set(record["wall_seconds"]["vicuna-7b-v1-5"]) == set(study.stages)
@@ -244,12 +246,12 @@ def test_missing_texts_and_folders_of_others_are_refused_before_any_work(world, 
 
 
 def test_models_of_one_name_get_folders_of_their_own():
-    one, other, hub = (config.Model(name) for name in ("a/llama", "a/llama", "detect"))
+    one, other, hub = (Model(name=name) for name in ("a/llama", "a/llama", "detect"))
     assert list(folder_names((one, other, hub))) == ["a-llama", "a-llama-2", "detect-2"]
 
 
 def test_the_parts_are_the_librarys():
-    assert (*LIBRARY_PARTS, *EQUAL) == PARTS
+    assert (*LIBRARY_PARTS, *EQUAL) == get_args(PartName)
 
 
 def test_estimates_are_a_range_and_learn_from_a_former_run(unbroken, tmp_path):
@@ -264,7 +266,7 @@ def test_estimates_are_a_range_and_learn_from_a_former_run(unbroken, tmp_path):
     model, rows = planned(study, None)
     assert model["measured"] == []
     for stage, row in rows.items():
-        seconds = work(study, stage).seconds(Size.of(spec))
+        seconds = seconds_of(work(study, stage), Size.of(spec))
         assert (row["seconds"], row["low"], row["high"]) == pytest.approx((seconds, seconds / FACTOR, seconds * FACTOR))
     took = {path.parent.name: read_json(path)["seconds"] for path in run.glob("*/*/result.json")}
     model, rows = planned(study, run)
@@ -272,7 +274,7 @@ def test_estimates_are_a_range_and_learn_from_a_former_run(unbroken, tmp_path):
     for stage in set(took) - {"select"}:
         assert rows[stage]["seconds"] == pytest.approx(took[stage])
         assert rows[stage]["high"] == pytest.approx(took[stage] * FACTOR_MEASURED)
-    more = replace(study, damage=replace(study.damage, texts=2 * study.damage.texts))
+    more = study.changed(damage=study.damage.changed(texts=2 * study.damage.texts))
     assert planned(more, run)[1]["damage"]["seconds"] == pytest.approx(2 * took["damage"])
     # A stage that never ran is as fast as the others were; one that was killed in between was not measured.
     shutil.copytree(run, tmp_path / "run")
@@ -281,7 +283,7 @@ def test_estimates_are_a_range_and_learn_from_a_former_run(unbroken, tmp_path):
         path.write_text(json.dumps({"key": read_json(path)["key"]}), encoding="utf-8")
     model, rows = planned(study, tmp_path / "run")
     assert set(study.stages) - set(model["measured"]) == {"damage", "grid"}
-    bare = {stage: work(study, stage).seconds(Size.of(spec)) for stage in study.stages}
+    bare = {stage: seconds_of(work(study, stage), Size.of(spec)) for stage in study.stages}
     pace = sum(took[each] for each in model["measured"]) / sum(bare[each] for each in model["measured"])
     assert rows["damage"]["seconds"] == pytest.approx(pace * bare["damage"])
     assert rows["damage"]["high"] == pytest.approx(FACTOR * pace * bare["damage"])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import babelscope as bs
-from babelscope.artifacts import finite, read_json
+from babelscope.artifacts import finite
+from babelscope.cells import CellStore
 from babelscope.editing.continuation import continued
 from babelscope.editing.controls import controls
 from babelscope.editing.stages import Stages
@@ -20,9 +21,10 @@ from babelscope.evaluation.likelihood import likelihood
 from babelscope.lens.curve import LanguageCurve
 from babelscope.report.reader import read_run
 from babelscope.report.results import Result, finding, slug
-from babelscope.study.effects import _said, _who
-from babelscope.study.job import between, portable
-from babelscope.study.stages import _overlaps, _titles
+from babelscope.stages.job import CELLS, between, portable
+from babelscope.stages.lens import _titles
+from babelscope.stages.select import _overlaps
+from babelscope.stages.tuning import _said, _who
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +173,7 @@ def test_steering_is_the_librarys(unbroken, found, loaded):
     prompts = [" ".join(line.split()[:4]) for line in lines(study, "held_out", "en", 3)]
     with bs.ablate(model, sets["fr"] - sets["en"], op="scale", factor=4.0), bs.ablate(model, sets["en"] - sets["fr"]):
         texts = continued(model, tokenizer, prompts, 2)
-    cell = read_json(folder / "steering" / "cells" / "fr-neurons-x-4.json")
+    cell = CellStore(folder / "steering" / CELLS)["fr-neurons x 4"]
     assert cell["texts"] == texts
     profile = bs.VocabularyProfile.build(tokenizer, study.corpus("detect"), documents=1000)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -183,11 +185,11 @@ def test_steering_is_the_librarys(unbroken, found, loaded):
 
 def test_steering_tells_shares_of_continuations(unbroken, found):
     study, run = unbroken
-    cells = run / "vicuna-7b-v1-5" / "steering" / "cells"
+    cells = CellStore(run / "vicuna-7b-v1-5" / "steering" / CELLS)
     shown = records(found["steering"], "steering")
     assert {each["label"] for each in shown} == {"nothing", "neurons x 4", "random x 4", "means x 1"}
     for each in shown:
-        named = read_json(cells / f"{slug('fr-' + each['label'])}.json")["languages"]
+        named = cells[f"fr-{each['label']}"]["languages"]
         assert each["value"] == named.count("fr") / len(named)
         assert len(named) == study.steering.prompts
 

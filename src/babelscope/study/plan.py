@@ -30,38 +30,17 @@ from babelscope.artifacts import digest, environment, finite, read_json, run_fol
 from babelscope.corpora.sources import MIB, open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.report.reader import read_result
-from babelscope.report.results import KIND, VERSION, Section, slug
-from babelscope.study import effects, stages, tasks
-from babelscope.study.config import STAGES, TITLES, Model, Study, as_json
-from babelscope.study.estimate import Size, Work, estimates, work
-from babelscope.study.job import Job, Loader, portable
+from babelscope.report.results import KIND, VERSION, slug
+from babelscope.stages.contract import STAGES, Cost
+from babelscope.stages.job import Job, Loader, portable
+from babelscope.stages.size import Size
+from babelscope.stages.study import Model, Study
+from babelscope.study.estimate import estimates, work
 from babelscope.study.progress import View
 
 logger = logging.getLogger(__name__)
 
 RESULT, KEY, LOG, EARLIER = "result.json", "key.json", "study.log", ".earlier"
-RUNS = {
-    "detect": stages.detect, "select": stages.select, "lens": stages.lens, "search": stages.search,
-    "damage": stages.damage, "grid": tasks.grid, "evaluation": tasks.evaluation, "steering": effects.steering,
-    "tuning": effects.tuning,
-}  # fmt: skip
-DECIDES: dict[str, tuple[str, ...]] = {
-    "detect": ("languages", "seed", "detect"),
-    "select": ("languages", "select"),
-    "lens": ("languages", "english", "seed", "lens"),
-    "search": ("languages", "english", "seed", "search"),
-    "damage": ("languages", "seed", "damage", "select.compare"),
-    "grid": ("languages", "english", "seed", "grid", "split", "data"),
-    "evaluation": ("languages", "english", "evaluation", "data"),
-    "steering": ("languages", "english", "seed", "steering", "select.rule"),
-    "tuning": ("languages", "seed", "tuning", "data"),
-}
-"""Parts of a study that decide the numbers of a stage, beside the model and the stages that it reads."""
-TEXTS: dict[str, tuple[str, ...]] = {
-    "detect": ("detect",), "lens": ("detect", "held_out"), "search": ("validation",), "damage": ("held_out",),
-    "steering": ("detect", "held_out"), "tuning": ("detect", "validation", "held_out"),
-}  # fmt: skip
-"""The texts that a stage reads itself."""
 
 
 def run_study(
@@ -87,23 +66,23 @@ def run_study(
         RunFolderError: the folder is in use, or holds another study.
     """
     wanted = _chosen(study, only, start)
-    texts = {kind: _identities(study, kind) for kind in {kind for stage in wanted for kind in TEXTS.get(stage, ())}}
+    texts = {kind: _identities(study, kind) for kind in {kind for stage in wanted for kind in STAGES[stage].texts}}
     _check_tasks(study, wanted)
     names = folder_names(study.models)
     keys = {name: _keys(study, spec, texts) for name, spec in names.items()}
-    models = {name: {**asdict(spec), "identity": _identity(spec)} for name, spec in names.items()}
+    models = {name: {**spec.as_json(), "identity": _identity(spec)} for name, spec in names.items()}
     about = {"name": study.name, "machine": machine()}
     with run_folder(out, {"command": "study", "study": study.name}, about), _logged(out / LOG):
         update_run(
-            out, status="running", study=portable(as_json(study)), source=portable(source), models=portable(models),
-            stages=[stage for stage in STAGES if stage in study.stages],
+            out, status="running", study=portable(study.as_json()), source=portable(source), models=portable(models),
+            stages=[stage for stage in STAGES.names() if stage in study.stages],
             seeds={"study": study.seed, "tuning": list(study.tuning.seeds)},
             environment=environment(), **about,
         )  # fmt: skip
         measured = {name: _measured(out / name) for name in names}  # before what was made from other settings goes
         todo = []
         for name, stage in ((name, stage) for name in names for stage in wanted):
-            anew = start is not None and list(STAGES).index(stage) >= list(STAGES).index(start)
+            anew = start is not None and STAGES.names().index(stage) >= STAGES.names().index(start)
             if _place(out / name, stage, keys[name][stage], anew):
                 todo.append((name, stage))
         logger.info("%s: %d of %d stages to run", study.name, len(todo), len(names) * len(wanted))
@@ -145,7 +124,7 @@ def dry_run(study: Study, only: str | None = None, start: str | None = None, out
         ConfigError, DataError: texts on this machine that are not there.
     """
     wanted = _chosen(study, only, start)
-    for kind in {kind for stage in wanted for kind in TEXTS.get(stage, ())}:
+    for kind in {kind for stage in wanted for kind in STAGES[stage].texts}:
         for source in study.corpus(kind).values():
             if not source.startswith("hub:"):
                 open_corpus(source)
@@ -198,26 +177,32 @@ def _chosen(study: Study, only: str | None, start: str | None) -> list[str]:
         while fresh:
             fresh = [each for stage in fresh for each in study.needs(stage)]
             wanted |= set(fresh)
-    return [stage for stage in STAGES if stage in wanted]
+    return [stage for stage in STAGES.names() if stage in wanted]
 
 
 def _keys(study: Study, spec: Model, texts: dict[str, dict[str, str]]) -> dict[str, str]:
     """What decides each stage's numbers, as a digest: settings, model, texts and the keys of the stages it reads."""
-    said, found = as_json(study), dict[str, str]()
+    said, keys = study.as_json(), dict[str, str]()
     model = {"identity": _identity(spec), "dtype": spec.dtype}
     for stage in STAGES:
-        if any(kind not in texts for kind in TEXTS.get(stage, ())):
+        if any(kind not in texts for kind in stage.texts):
             continue  # of a stage that is not wanted
         settings: dict[str, Any] = {}
-        for name in DECIDES[stage]:
+        for name in (stage.name, *stage.decides):
             outer, _, inner = name.partition(".")
             settings[name] = said[outer][inner] if inner else said[outer]
-        if stage in ("grid", "evaluation", "tuning"):
+        if "data" in stage.decides:
             settings["files"] = _listing(study.data)
-        inputs = [found[each] for each in study.needs(stage) if each in found]
-        content = {"stage": stage, "model": model, "settings": settings, "inputs": inputs, "version": VERSION}
-        found[stage] = digest({**content, "texts": {kind: texts[kind] for kind in TEXTS.get(stage, ())}})
-    return found
+        content = {
+            "stage": stage.name,
+            "model": model,
+            "settings": settings,
+            "inputs": [keys[name] for name in study.needs(stage.name) if name in keys],
+            "version": VERSION,
+            "texts": {kind: texts[kind] for kind in stage.texts},
+        }
+        keys[stage.name] = digest(content)
+    return keys
 
 
 def _identities(study: Study, kind: str) -> dict[str, str]:
@@ -252,8 +237,8 @@ def _check_tasks(study: Study, wanted: Sequence[str]) -> None:
     """Refuses a task without items in any language that is asked, and a data folder that isn't there."""
     from babelscope.evaluation.tasks.benchmarks import find
 
-    named = {"grid": tuple(study.grid.tasks), "evaluation": study.evaluation.tasks, "tuning": study.tuning.tasks}
-    for each in (task for stage in wanted for task in named.get(stage, ())):
+    named = {stage: STAGES[stage]().tasks(study.sections[stage]) for stage in wanted}
+    for each in (task for tasks in named.values() for task in tasks):
         there = {asked.language for asked in find([each], None, study.data)}
         if study.english not in there or len(there & set(study.languages)) < 2:
             raise ConfigError(
@@ -302,14 +287,15 @@ def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, vi
     begun = [path.name for path in folder.iterdir()] != [KEY]
     started = time.monotonic()
     job = Job(study, loader, stage, folder, view.cell)
-    made: Section = RUNS[stage](job)
+    kind = STAGES[stage]
+    section = kind().run(job, study.sections[stage])
     seconds = round(time.monotonic() - started, 1)
     content = {
-        "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": TITLES[stage],
-        "seconds": seconds, "how": made.how,
+        "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": kind.title,
+        "seconds": seconds, "how": section.how,
         "command": f"babelscope study {shlex.quote(portable(source))} --only {stage} --out runs/{slug(study.name)}",
-        "findings": [asdict(each) for each in made.findings],
-        "tables": [asdict(each) for each in made.tables], "figures": [asdict(each) for each in made.figures],
+        "findings": [asdict(each) for each in section.findings],
+        "tables": [asdict(each) for each in section.tables], "figures": [asdict(each) for each in section.figures],
     }  # fmt: skip
     if not begun:  # else the time is that of a part
         took = {"seconds": seconds, "work": asdict(work(study, stage))}
@@ -318,10 +304,10 @@ def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, vi
     logger.info("%s: %s done in %.0f s", folder.parent.name, stage, seconds)
 
 
-def _measured(folder: Path) -> dict[str, tuple[Work, float]]:
+def _measured(folder: Path) -> dict[str, tuple[Cost, float]]:
     """By stage, what it had to do when it ran in a model's folder, and the seconds that this took."""
-    told = {stage: read_json(folder / stage / KEY) for stage in STAGES if (folder / stage / KEY).is_file()}
-    return {stage: (Work(**each["work"]), each["seconds"]) for stage, each in told.items() if "work" in each}
+    told = {stage: read_json(folder / stage / KEY) for stage in STAGES.names() if (folder / stage / KEY).is_file()}
+    return {stage: (Cost(**each["work"]), each["seconds"]) for stage, each in told.items() if "work" in each}
 
 
 def _report(out: Path) -> str | None:
@@ -337,7 +323,9 @@ def _report(out: Path) -> str | None:
 def _summary(folder: Path, study: Study, ran: list[tuple[str, str]], name: str) -> dict[str, Any]:
     """What a person sees at the end: the stages, and the claims with what came of them."""
     results = [
-        read_result(folder / stage / RESULT) for stage in STAGES if _there(folder / stage) and stage in study.stages
+        read_result(folder / stage / RESULT)
+        for stage in STAGES.names()
+        if _there(folder / stage) and stage in study.stages
     ]
     return {
         "stages": [

@@ -1,4 +1,4 @@
-"""The paper's models and what its enhancement prints, to set measured numbers beside them.
+"""The paper's printed results of enhancement, to set measured numbers beside them.
 
 Ablations are in `babelscope.evaluation.printed`. Source: Zhao et al., "How do Large Language Models Handle
 Multilingualism?", arXiv 2402.18815 v3, table 6 and figure 4.
@@ -9,13 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from babelscope.evaluation.printed import benchmark
-
-SIZES: Mapping[str, tuple[float, int]] = {
-    "lmsys/vicuna-7b-v1.5": (6.74e9, 32), "lmsys/vicuna-13b-v1.5": (13.0e9, 40),
-    "mistralai/Mistral-7B-Instruct-v0.2": (7.24e9, 32), "mistralai/Mistral-7B-v0.1": (7.24e9, 32),
-    "bigscience/bloomz-7b1": (7.07e9, 30), "hfl/chinese-llama-2-7b": (6.93e9, 32),
-}  # fmt: skip
-"""Parameters and layers of the paper's models by their names on the Hub, so that a dry run needs no network."""
 
 ENHANCEMENT: Mapping[str, Mapping[int, float]] = {
     "mgsm": {0: 36.1, 100: 37.2, 200: 38.4, 400: 39.5, 800: 33.5},

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babelscope.artifacts import finite, read_json, write_json
+from babelscope.cells import CellStore
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.languages import get_language
+from babelscope.options import Refused
 from babelscope.report import tables
-from babelscope.report.results import slug
-from babelscope.study.config import Model, Study
+from babelscope.stages.size import Size
+from babelscope.stages.study import Model, Split, Study
 
 if TYPE_CHECKING:
     from babelscope.detection.atlas import Atlas
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
 
 
+CELLS, FOUND = "cells.jsonl", "found.json"
 BITS = "change in bits per byte"
 """What damage and tuning are measured in, as axes and captions say it."""
 
@@ -60,11 +63,6 @@ class Job:
     cells: int = 0
 
     @property
-    def options(self) -> Any:
-        """The section of the study that is about this stage."""
-        return getattr(self.study, self.stage)
-
-    @property
     def model(self) -> Any:
         """The model."""
         return self.loader.loaded[0]
@@ -84,14 +82,26 @@ class Job:
         self.done, self.cells = 0, cells
         self.tell(0, cells, "")
 
+    @cached_property
+    def store(self) -> CellStore:
+        """The cells of the stage: what a kill can't take back."""
+        return CellStore(self.folder / CELLS)
+
     def cell(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What a cell found, from its file or computed now: what a kill can't take back. NaN becomes null."""
-        path = self.folder / "cells" / f"{slug(name)}.json"
-        if not path.is_file():
+        """The content of a cell, kept or computed now. NaN becomes null."""
+        if name not in self.store:
             self.tell(self.done, self.cells, name)
-            write_json(path, finite(compute()))
+        content = self.store.get(name, lambda: finite(compute()))
         self.passed(name)
-        return read_json(path)
+        return content
+
+    def leave(self, **content: Any) -> None:
+        """Writes what other stages read of this one: plain data."""
+        write_json(self.folder / FOUND, finite(content))
+
+    def found(self, stage: str) -> dict[str, Any]:
+        """What another stage left to be read."""
+        return read_json(self.folder.parent / stage / FOUND)
 
     def passed(self, name: str) -> None:
         """A cell is done."""
@@ -158,3 +168,33 @@ def portable(content: Any) -> Any:
     parts = Path(content).parts
     first = next((at for at, part in enumerate(parts) if "{}" in part), len(parts) - 1)
     return "/".join(parts[first:])
+
+
+def by_rule(job: Job, rule: str) -> dict[str, NeuronSet]:
+    """Sets of every language by another rule, of the same budget."""
+    return {code: job.atlas.select(code, rule=rule, budget=job.study.select.budget) for code in job.study.languages}
+
+
+def chosen_split(job: Job) -> Split:
+    """The split that the study gives, or the best that `search` found."""
+    split = job.study.split
+    return split if isinstance(split, Split) else Split(**job.found("search"))
+
+
+# Checks that several stages make
+
+
+def strangers(study: Study, key: str, chosen: Iterable[str]) -> Iterator[Refused]:
+    """Languages of a setting that are none of the study's."""
+    for code in itertools.islice((code for code in chosen if code not in study.languages), 1):
+        wanted = f"some of the study's languages ({', '.join(study.languages)})"
+        yield Refused(key, wanted, code, "Add it to languages, or drop it here.")
+
+
+def beyond_the_layers(study: Study, key: str, understand: int, generate: int) -> Iterator[Refused]:
+    """Splits that a model is too small for, where its size is known without loading it."""
+    for model in study.models:
+        layers = Size.of(model).layers
+        if layers is not None and understand + generate > layers:
+            wanted = f"stages within the {layers} layers of {model.name}"
+            yield Refused(key, wanted, f"understand: {understand} and generate: {generate}", "Lower one of them.")
