@@ -139,7 +139,7 @@ def test_task_files_carry_the_data_folder(tmp_path):
     manager = TaskManager(include_path=str(file.parent), include_defaults=False)
     task = manager.load(["babelscope_mgsm_fr"])["tasks"]["babelscope_mgsm_fr"]
     assert [doc["number"] for doc in task.test_docs()] == [2]
-    assert task.VERSION == 1
+    assert task.VERSION == 2
 
 
 # Killed and started again

@@ -58,12 +58,16 @@ def test_mgsm_from_its_tsv(data):
     assert only("mgsm_direct", "zh", data).prompt(only("mgsm", "zh", data).rows()[0]) == "问题：一加一等于几？\n答案："
     assert only("mgsm_paper", "zh", data).prompt({"question": "几？"}) == "让我们一步一步地思考。问题：几？"
     assert asked.config()["generation_kwargs"] == {"until": ["\nQuestion :"], "max_gen_toks": 512, "do_sample": False}
-    assert asked.score(first, ["1 000 + 1 125 = 2125\n#### 2 125"]) == {"strict": 0, "flexible": 0}, (
-        "a space parts numbers"
+    assert asked.score(first, ["1 000 + 1 125 = 2125\n#### 2 125"]) == {"strict": 1, "flexible": 1}, (
+        "a space groups digits"
     )
     assert asked.score(first, ["donc 2125.\n#### 2.125"]) == {"strict": 1, "flexible": 1}
     assert asked.score(first, ["donc 2125"]) == {"strict": 0, "flexible": 1}
-    assert asked.score(first, ["#### 2125, ou 7"]) == {"strict": 1, "flexible": 0}
+    assert asked.score(first, ["#### 2125, ou 7"]) == {"strict": 1, "flexible": 1}
+    assert asked.target(first) == "2125", "as the solutions print it"
+    paper = only("mgsm_paper", "fr", data)
+    assert paper.score(first, ["#### 2125, ou 7"]) == {"strict": 1, "flexible": 1, "paper": 1}
+    assert paper.score(first, [r"\boxed{2125}, ou 7"]) == {"strict": 0, "flexible": 1, "paper": 0}
     direct = only("mgsm_direct", "fr", data)
     assert direct.score(first, [" 2125 €"]) == {"strict": 1, "flexible": 1}
     assert direct.score(first, ["C'est 2125"]) == {"strict": 0, "flexible": 1}
@@ -96,7 +100,7 @@ def test_xcsqa_from_json_lines(data):
     assert letter.prompt(row) == (
         "Question : Où dort-on ?\nA. un lit\nB. un pré\nRéponds par la lettre de la bonne proposition.\nRéponse :"
     )
-    for answer in ("B", " (B) un pré", "答案是B。", "A good bed is B"):
+    for answer in ("B", " (B) un pré", "答案是B。", "A good bed is B", "Réponse : B", "Ｂ", "Ответ: В"):
         assert letter.score(row, [answer]) == {"acc": 1}, answer
     for answer in ("A", "Bed", "b", ""):
         assert letter.score(row, [answer]) == {"acc": 0}, answer

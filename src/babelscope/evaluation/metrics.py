@@ -11,13 +11,31 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+from babelscope.evaluation.numbers import last_number, stated_number
+
+__all__ = [
+    "answer_words",
+    "contains",
+    "exact_match",
+    "last_number",
+    "rouge_l",
+    "stated_number",
+    "token_f1",
+    "words",
+]
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 """Left out of English answers, as the official SQuAD script does. Other languages keep theirs, as in XQuAD's published
 use of that script."""
 _NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f"
 _UNIT = re.compile(rf"[{_NO_SPACES}\U00020000-\U0003ffff]|[^\s{_NO_SPACES}\U00020000-\U0003ffff]+")
-_NUMBER = re.compile(r"(?:(?<!\w)[-\u2212])?\d[\d.,'\u00a0\u202f\u066b\u066c]*")
-"""A hyphen between digits or behind a letter is no minus: 10-15, COVID-19."""
+_WIDE = re.compile(
+    r"(?<!\d)[\u3000-\u3003\u3008-\u3020\u30fb\uff01-\uff0f\uff1a-\uff20]|"
+    r"[\u3000-\u3003\u3008-\u3020\u30fb\uff01-\uff0f\uff1a-\uff20](?!\d)"
+)
+"""Full-width marks that are not between digits: they part words, since no space follows them."""
+_ZERO_SPACE = "\u200b"
+"""A space of no width parts words. Others of its category (joiners, directions, soft hyphens) stand inside of them."""
 
 
 def words(text: str) -> list[str]:
@@ -25,9 +43,21 @@ def words(text: str) -> list[str]:
 
     Punctuation is left out, case folded, compatibility forms unified (NFKC).
     """
-    units: list[str] = []
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = _visible(unicodedata.normalize("NFKC", text)).casefold()
     spaced = "".join(" " if unicodedata.category(character)[0] in "PSZC" else character for character in folded)
+    return _units(spaced)
+
+
+def _visible(text: str) -> str:
+    """A text without the characters that show nothing and stand inside of words."""
+    if text.isascii():
+        return text
+    spaced = text.replace(_ZERO_SPACE, " ")
+    return "".join(character for character in spaced if unicodedata.category(character) != "Cf")
+
+
+def _units(spaced: str) -> list[str]:
+    units: list[str] = []
     for unit in _UNIT.findall(spaced):
         marks = all(unicodedata.category(character)[0] == "M" for character in unit)
         if marks and units:
@@ -38,10 +68,16 @@ def words(text: str) -> list[str]:
 
 
 def answer_words(text: str, language: str) -> list[str]:
-    """The words of an answer as the official SQuAD script sees them in English, and `words` in other languages."""
+    """The words of an answer, as the official SQuAD script has them: punctuation is deleted, so 1,000 is 1000.
+
+    English is read exactly so, but for characters that show nothing. In other languages punctuation and symbols of all
+    scripts are deleted, compatibility forms unified (NFKC), articles kept, and scripts without spaces split to letters.
+    """
     if language != "en":
-        return words(text)
-    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+        folded = unicodedata.normalize("NFKC", _visible(_WIDE.sub(" ", text))).casefold()
+        bare = "".join(mark for mark in folded if unicodedata.category(mark)[0] not in "PSC" or mark.isspace())
+        return _units(bare)
+    bare = "".join(character for character in _visible(text).lower() if character not in string.punctuation)
     return _ARTICLES.sub(" ", bare).split()
 
 
@@ -88,35 +124,3 @@ def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> 
         for index, other in enumerate(second, 1):
             diagonal, best[index] = best[index], diagonal + 1 if one == other else max(best[index], best[index - 1])
     return best[-1]
-
-
-def stated_number(answer: str) -> float | None:
-    """The number after `####`, as MGSM's solutions state it; None if there is none (the strict reading)."""
-    match = re.search(rf"####\s*({_NUMBER.pattern})", answer)
-    return _number(match[1]) if match else None
-
-
-def last_number(answer: str) -> float | None:
-    """The last number of an answer, in any digits; None if there is none (the flexible reading)."""
-    found = _NUMBER.findall(answer)
-    return _number(found[-1]) if found else None
-
-
-def _number(text: str) -> float | None:
-    """Digits of any script.
-
-    Of two kinds of separators the last is the decimal one. One kind, several times, or once in front of three digits,
-    groups thousands: MGSM's own answers are whole numbers. Any other is decimal.
-    """
-    digits = re.sub(r"[\u00a0\u202f'\u066c]", "", text).replace("\u2212", "-").rstrip(".,\u066b")
-    if re.fullmatch(r"-?[^\W0]\d{0,2}[.,]\d{3}|[^.,]*([.,])[^.,]*(\1[^.,]*)+", digits):
-        digits = re.sub(r"[.,]", "", digits)
-    elif "," in digits and "." in digits:
-        decimal = max(digits, key=lambda character: digits.rfind(character) if character in ".," else -1)
-        digits = digits.replace("," if decimal == "." else ".", "").replace(decimal, ".")
-    else:
-        digits = digits.replace(",", ".").replace("\u066b", ".")
-    try:
-        return float(digits)
-    except ValueError:
-        return None

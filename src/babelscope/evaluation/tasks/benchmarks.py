@@ -7,7 +7,6 @@ harness a task has the language behind it (`babelscope_mgsm_fr`), so that it is 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,8 @@ from typing import Any
 
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.evaluation import metrics
+from babelscope.evaluation.letters import choice_letter
+from babelscope.evaluation.numbers import READINGS, whole
 from babelscope.evaluation.tasks.confusion import CONFUSION, TINYBABEL_CONFUSION, stays
 from babelscope.evaluation.tasks.data import MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
 from babelscope.evaluation.tasks.prompts import WORDS, Words, labelled
@@ -24,7 +25,7 @@ from babelscope.tinybabel.tasks import TASKS
 
 PREFIX = "babelscope_"
 """Of a task's name in the harness, which has an xquad and an mgsm of its own."""
-VERSION = 1
+VERSION = 2
 """Of prompts and scores; a number is compared only with numbers of the same version."""
 
 Scores = dict[str, float]
@@ -82,7 +83,7 @@ class Asked:
         """The right answer, or the place of the right choice."""
         for name in ("number", "gold", "references", "summary", "language"):
             if name in doc:
-                return str(doc[name]) if name == "number" else doc[name]
+                return whole(doc[name]) if name == "number" else doc[name]
         raise AssertionError(f"an item without an answer: {doc}")
 
     def score(self, doc: Row, results: Sequence[Any]) -> Scores:
@@ -233,15 +234,20 @@ def _as_taught(_: Words, row: Row) -> str:
 # Scores
 
 
-def _numbers(_: str, row: Row, answer: str) -> Scores:
-    """Strict: the number behind `####`. Flexible: the last one."""
-    stated, last = metrics.stated_number(answer), metrics.last_number(answer)
-    return {"strict": float(stated == row["number"]), "flexible": float(last == row["number"])}
+def _numbers(language: str, row: Row, answer: str) -> Scores:
+    """Strict: the number behind `####`. Flexible: that, else the boxed one, else the last one."""
+    return {name: float(READINGS[name](answer, language) == row["number"]) for name in ("strict", "flexible")}
 
 
-def _number(_: str, row: Row, answer: str) -> Scores:
-    """Strict: the answer is the number and no word. Flexible: its last number."""
-    right = float(metrics.last_number(answer) == row["number"])
+def _paper_numbers(language: str, row: Row, answer: str) -> Scores:
+    """Paper: the number behind `####`, else the last one, as its code reads."""
+    right = float(READINGS["paper"](answer, language) == row["number"])
+    return {**_numbers(language, row, answer), "paper": right}
+
+
+def _number(language: str, row: Row, answer: str) -> Scores:
+    """Strict: the answer is the number and no word. Flexible: the number of an answer with words, too."""
+    right = float(READINGS["flexible"](answer, language) == row["number"])
     return {"strict": right * (not any(character.isalpha() for character in answer)), "flexible": right}
 
 
@@ -264,13 +270,8 @@ def _likeliest(_: str, row: Row, results: Sequence[tuple[float, bool]]) -> Score
     }
 
 
-_LETTER = re.compile(r"(?<![A-Za-z])(?:A(?! [a-z])|[B-Z])(?![A-Za-z])")
-"""A capital on its own; not the English article."""
-
-
 def _lettered(_: str, row: Row, answer: str) -> Scores:
-    found = _LETTER.search(answer)
-    return {"acc": float(found is not None and found[0] == row["labels"][row["gold"]])}
+    return {"acc": float(choice_letter(answer, row["labels"]) == row["labels"][row["gold"]])}
 
 
 def _summarized(_: str, row: Row, answer: str) -> Scores:
@@ -298,7 +299,7 @@ TABLE: Mapping[str, Benchmark] = {
     for benchmark in (
         Benchmark("mgsm", MGSM, _reasoning, _numbers, _NUMBER, 512, line=False),
         Benchmark("mgsm_direct", MGSM, _question, _number, _NUMBER, 32),
-        Benchmark("mgsm_paper", MGSM, _paper_reasoning, _numbers, _NUMBER, 512, line=False),
+        Benchmark("mgsm_paper", MGSM, _paper_reasoning, _paper_numbers, (*_NUMBER, "paper"), 512, line=False),
         Benchmark("xquad", XQUAD, _understanding, _overlap, _OVERLAP, 64),
         Benchmark("xquad_paper", XQUAD, _paper_understanding, _overlap, _OVERLAP, 64, line=False),
         Benchmark("xcsqa", XCSQA, _question, _likeliest, _CHOICE),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.errors import DataError, MissingDependencyError
-from babelscope.evaluation.metrics import last_number
+from babelscope.evaluation.numbers import last_number
 from babelscope.tinybabel import tasks as tinybabel
 from babelscope.tinybabel.grammar import LANGUAGES
 
@@ -65,11 +65,13 @@ class Source:
 
 
 def read_mgsm(path: Path) -> Rows:
-    """Questions with numbers, from a TSV."""
+    """Questions with numbers, from a TSV; the numbers are in English notation (2,125) in every language."""
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         question, tab, answer = line.rpartition("\t")
-        if not tab or (value := last_number(answer)) is None:
+        if not tab or (value := last_number(answer, "en")) is None:
             raise DataError(f"{path}, line {number}: wanted a question, a tab and a number, found {line[-60:]!r}.")
         rows.append({"id": str(number - 1), "question": question, "number": value})
     return _some(rows, path)
