@@ -163,6 +163,8 @@ def test_every_prompt_in_every_language():
         "question": "Q?", "context": "C.", "title": "T", "text": "X.", "labels": ["A"], "choices": ["c"], "prompt": "P:"
     }  # fmt: skip
     for benchmark in TABLE.values():
+        if benchmark.name.endswith("_lm_eval"):  # these have the languages of the harness's own files
+            continue
         prompts = {code: benchmark.prompt(words, row) for code, words in WORDS.items()}
         assert all(prompt == prompt.strip() for prompt in prompts.values())
         if not benchmark.name.startswith(("tinybabel", "confusion")):  # these bring their own

@@ -17,6 +17,7 @@ from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.evaluation import metrics
 from babelscope.evaluation.letters import choice_letter
 from babelscope.evaluation.numbers import READINGS, whole
+from babelscope.evaluation.tasks import lm_eval_prompts
 from babelscope.evaluation.tasks.confusion import CONFUSION, TINYBABEL_CONFUSION, stays
 from babelscope.evaluation.tasks.data import MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
 from babelscope.evaluation.tasks.prompts import WORDS, Words, labelled
@@ -46,6 +47,8 @@ class Benchmark:
     """Of a generated answer; 0: the choices' likelihoods are compared and nothing is generated."""
     line: bool = True
     """The answer is one line; else it ends where the next question would begin."""
+    stops: Callable[[str], list[str]] | None = None
+    """By language: other strings that an answer ends at."""
 
     def languages(self, data: Path | None) -> tuple[str, ...]:
         """Those that there are items in: on the Hub, or in the folder."""
@@ -109,7 +112,8 @@ class Asked:
         }
         if generated:
             stop = "\n" if self.benchmark.line else f"\n{words.question}{words.colon.rstrip()}"
-            kwargs = {"until": [stop], "max_gen_toks": self.benchmark.max_tokens, "do_sample": False}
+            stops = self.benchmark.stops(self.language) if self.benchmark.stops else [stop]
+            kwargs = {"until": stops, "max_gen_toks": self.benchmark.max_tokens, "do_sample": False}
             return {**config, "generation_kwargs": kwargs}
         # Tinybabel was taught with a space after every colon.
         delimiter = " " if self.benchmark.name.startswith("tinybabel") else words.space
@@ -227,6 +231,22 @@ def _paper_summary(words: Words, row: Row) -> str:
     return words.space.join((words.summarize_context, *title, labelled(words, words.context, row["text"])))
 
 
+def _of_words(words: Words) -> str:
+    return next(code for code, known in WORDS.items() if known is words)
+
+
+def _lm_eval_direct(words: Words, row: Row) -> str:
+    return lm_eval_prompts.mgsm_direct(_of_words(words), row["question"])
+
+
+def _lm_eval_steps(words: Words, row: Row) -> str:
+    return lm_eval_prompts.mgsm_native_cot(_of_words(words), row["question"])
+
+
+def _lm_eval_understanding(words: Words, row: Row) -> str:
+    return lm_eval_prompts.xquad(_of_words(words), row["context"], row["question"])
+
+
 def _as_taught(_: Words, row: Row) -> str:
     return str(row["prompt"])
 
@@ -302,6 +322,33 @@ TABLE: Mapping[str, Benchmark] = {
         Benchmark("mgsm_paper", MGSM, _paper_reasoning, _paper_numbers, (*_NUMBER, "paper"), 512, line=False),
         Benchmark("xquad", XQUAD, _understanding, _overlap, _OVERLAP, 64),
         Benchmark("xquad_paper", XQUAD, _paper_understanding, _overlap, _OVERLAP, 64, line=False),
+        Benchmark(
+            "mgsm_lm_eval",
+            MGSM,
+            _lm_eval_steps,
+            _numbers,
+            _NUMBER,
+            lm_eval_prompts.MAX_TOKENS,
+            stops=lm_eval_prompts.mgsm_stops,
+        ),
+        Benchmark(
+            "mgsm_direct_lm_eval",
+            MGSM,
+            _lm_eval_direct,
+            _numbers,
+            _NUMBER,
+            lm_eval_prompts.MAX_TOKENS,
+            stops=lm_eval_prompts.mgsm_stops,
+        ),
+        Benchmark(
+            "xquad_lm_eval",
+            XQUAD,
+            _lm_eval_understanding,
+            _overlap,
+            _OVERLAP,
+            lm_eval_prompts.MAX_TOKENS,
+            stops=lm_eval_prompts.xquad_stops,
+        ),
         Benchmark("xcsqa", XCSQA, _question, _likeliest, _CHOICE),
         Benchmark("xcsqa_letter", XCSQA, _letter, _lettered, ("acc",), 8),
         Benchmark("xcsqa_paper", XCSQA, _paper_knowledge, _likeliest, _CHOICE),
