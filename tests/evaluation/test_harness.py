@@ -212,7 +212,7 @@ def test_files_are_in_the_harness_format(world, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["results"] == found.results["results"]
     assert set(results) >= {"results", "configs", "versions", "n-samples", "config", "higher_is_better", "scores"}
-    assert results["versions"] == {NAMES[0]: 1}
+    assert results["versions"] == {NAMES[0]: 2}
     assert results["n-samples"][NAMES[0]]["effective"] == 3
     assert [row["value"] for row in results["scores"]] == [score.interval.value for score in found.scores]
     lines = (tmp_path / f"samples_{NAMES[0]}.jsonl").read_text(encoding="utf-8").splitlines()
