@@ -100,9 +100,9 @@ def test_xcsqa_from_json_lines(data):
     assert letter.prompt(row) == (
         "Question : Où dort-on ?\nA. un lit\nB. un pré\nRéponds par la lettre de la bonne proposition.\nRéponse :"
     )
-    for answer in ("B", " (B) un pré", "答案是B。", "A good bed is B", "Réponse : B", "Ｂ", "Ответ: В"):
+    for answer in ("B", " (B) un pré", "答案是B。", "A good bed is B", "Réponse : B", "Ｂ", "Ответ: В", "b"):
         assert letter.score(row, [answer]) == {"acc": 1}, answer
-    for answer in ("A", "Bed", "b", ""):
+    for answer in ("A", "Bed", "a bed", ""):
         assert letter.score(row, [answer]) == {"acc": 0}, answer
 
 

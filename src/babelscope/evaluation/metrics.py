@@ -34,6 +34,7 @@ _WIDE = re.compile(
     r"[\u3000-\u3003\u3008-\u3020\u30fb\uff01-\uff0f\uff1a-\uff20](?!\d)"
 )
 """Full-width marks that are not between digits: they part words, since no space follows them."""
+_TATWEEL = "\u0640"
 _ZERO_SPACE = "\u200b"
 """A space of no width parts words. Others of its category (joiners, directions, soft hyphens) stand inside of them."""
 
@@ -49,10 +50,10 @@ def words(text: str) -> list[str]:
 
 
 def _visible(text: str) -> str:
-    """A text without the characters that show nothing and stand inside of words."""
+    """A text without the characters that show nothing and stand inside of words, and without Arabic's stretching."""
     if text.isascii():
         return text
-    spaced = text.replace(_ZERO_SPACE, " ")
+    spaced = text.replace(_ZERO_SPACE, " ").replace(_TATWEEL, "")
     return "".join(character for character in spaced if unicodedata.category(character) != "Cf")
 
 
