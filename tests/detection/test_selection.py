@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babelscope import Atlas, NeuronSet
-from babelscope.detection import selection
 from babelscope.errors import ConfigError
 from babelscope.neurons.statistics import Layout, Statistics
+from babelscope.options import defaults_of
+from babelscope.rules.contrast import ContrastOptions
 
 torch.set_num_threads(1)
+DEFAULT_BUDGET = defaults_of(ContrastOptions)["budget"]
 
 Neuron = tuple[str, int, int]
 Documents = list[dict[str, list[list[float]]]]
@@ -249,9 +251,9 @@ def test_the_presets_default_rules_and_budgets() -> None:
     assert len(paper.select("fr")) == round(0.0013 * 2000)
     assert paper.select("fr") == paper.select("fr", rule="minimum", budget=0.0013)
     default = atlas("default")
-    assert len(default.select("fr")) == round(selection.DEFAULT_BUDGET * 2000)
-    assert default.select("fr") == default.select("fr", rule="contrast", budget=selection.DEFAULT_BUDGET)
-    assert default.select("fr") != default.select("fr", rule="minimum", budget=selection.DEFAULT_BUDGET)
+    assert len(default.select("fr")) == round(DEFAULT_BUDGET * 2000)
+    assert default.select("fr") == default.select("fr", rule="contrast", budget=DEFAULT_BUDGET)
+    assert default.select("fr") != default.select("fr", rule="minimum", budget=DEFAULT_BUDGET)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -472,14 +474,14 @@ def test_contrast_of_activations() -> None:
 @pytest.mark.parametrize(
     ("request_", "match"),
     [
-        ({"rule": "contrats"}, "wanted a rule among contrast, minimum, released, lape, found 'contrats'"),
-        ({"rule": "minimum", "budget": 0.0}, r"wanted a budget as a share .* found 0\.0"),
+        ({"rule": "contrats"}, r"wanted a rule, found 'contrats'\. Did you mean contrast\?"),
+        ({"rule": "minimum", "budget": 0.0}, r"budget: wanted a share of all units .* found 0\.0"),
         ({"rule": "minimum", "budget": 1.0}, r"found 1\.0"),
         ({"rule": "minimum", "budget": -0.1}, r"found -0\.1"),
         ({"rule": "minimum", "budget": 12.0}, r"found 12\.0"),
-        ({"rule": "minimum", "budget": 0}, "at least one unit, found 0"),
-        ({"rule": "minimum", "budget": -3}, "at least one unit, found -3"),
-        ({"rule": "minimum", "eps": 1.0, "min_support": 0.0}, "wanted min_support above 0"),
+        ({"rule": "minimum", "budget": 0}, "or a whole number of units .*found 0"),
+        ({"rule": "minimum", "budget": -3}, "or a whole number of units .*found -3"),
+        ({"rule": "minimum", "eps": 1.0, "min_support": 0.0}, "min_support: wanted a share above 0"),
         ({"rule": "minimum", "eps": 1.0, "min_support": 1.5}, "at most 1, found 1.5"),
         ({"rule": "minimum", "eps": 2.0, "min_support": 0.5}, r"counted \[3\.0, 5\.0\].*thresholds=\[2\.0\]"),
         ({"rule": "minimum", "top_k": 0.3}, r"top_k=0\.3 was not counted for slot v; .*top_shares=\[0\.3\]"),
@@ -489,9 +491,9 @@ def test_contrast_of_activations() -> None:
         ({"rule": "minimum", "exclude": "fr"}, "would leave nothing of fr's own set"),
         ({"rule": "minimum", "exclude": "de"}, "the atlas holds fr, zh, sw, not 'de'"),
         ({"rule": "minimum", "exclude": "nonsense"}, "unknown language 'nonsense'"),
-        ({"rule": "contrast", "statistic": "activations"}, "wanted statistic impact or activation"),
-        ({"rule": "contrast", "own": "max"}, "wanted own=mean or minimum"),
-        ({"rule": "contrast", "others": "minimum"}, "others=max or mean"),
+        ({"rule": "contrast", "statistic": "activations"}, "statistic: wanted one of impact, activation"),
+        ({"rule": "contrast", "own": "max"}, "own: wanted one of mean, minimum"),
+        ({"rule": "contrast", "others": "minimum"}, "others: wanted one of max, mean"),
         ({"rule": "contrast", "eps": 1.0}, "rule 'contrast' has no use for eps"),
         ({"rule": "contrast", "top_k": 0.25}, "no use for top_k"),
         ({"rule": "contrast", "min_support": 0.5}, "no use for min_support"),

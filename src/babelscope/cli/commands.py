@@ -12,6 +12,7 @@ from typing import Any
 
 from babelscope.cli.inputs import given, load, load_edit, load_neurons, loading, open_corpora, refuse_file, sets_folder
 from babelscope.cli.messages import log_above_progress, quieten_transformers, say
+from babelscope.cli.settings import given as typed
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.languages import get_language
 from babelscope.show.describe import atlas_content, describe, made_by, run_state, sets_content
@@ -84,11 +85,11 @@ def _detect(args: argparse.Namespace) -> Answer:
 
 def _select(args: argparse.Namespace) -> Answer:
     from babelscope.detection.atlas import Atlas
+    from babelscope.rules.contract import all_settings
 
     atlas = Atlas.load(args.path)
     languages = [get_language(code).code for code in args.language or atlas.languages]
-    options = given(args, "rule budget eps top_k min_support per_slot slots exclude statistic own others")
-    options = {name: value for name, value in options.items() if value is not None}
+    options = typed(args, ["rule", *all_settings()])
     sets = {language: atlas.select(language, **options) for language in languages}
     folder = args.out or (args.path if args.path.is_dir() else args.path.parent) / "neurons"
     refuse_file(folder)

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from babelscope.cli.values import corpus, count, layers, names, number, numbers, real, shard, stages, whole
+from babelscope.cli.settings import add_setting
+from babelscope.cli.values import corpus, count, layers, names, numbers, real, shard, stages, whole
+from babelscope.rules.contract import RULES, all_settings
 from babelscope.tinybabel.grammar import LANGUAGES
 
 PRESETS = ("default", "paper", "released")
@@ -126,17 +128,10 @@ def _select(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", type=Path, metavar="RUN", help="a run folder or an atlas file")
     add("--language", nargs="+", action="extend", metavar="LANGUAGE", help="only these (all)")
-    add("--rule", metavar="RULE", help="contrast, minimum, released or lape (that of the preset)")
-    add("--budget", type=number, metavar="X", help="how many: a share of all units below 1, or a number")
-    add("--eps", type=real, metavar="X", help="minimum: the impact to reach in the documents")
-    add("--top-k", type=number, metavar="X", help="minimum, released: among the top of its layer, a share or a number")
-    add("--min-support", type=real, metavar="X", help="share of documents in which --eps or --top-k must hold (1)")
-    add("--per-slot", action="store_true", default=None, help="split the budget over the slots by their size")
-    add("--slots", type=names, metavar="SLOTS", help="only these of q,k,v,o,ffn")
-    add("--exclude", metavar="WHAT", help="shared, others, or a language, whose neurons are taken away")
-    add("--statistic", metavar="NAME", help="contrast: impact or activation")
-    add("--own", metavar="NAME", help="contrast: mean or minimum over the language's documents")
-    add("--others", metavar="NAME", help="contrast: max or mean over the other languages")
+    titles = "; ".join(f"{rule.name}, {rule.title}" for rule in RULES)
+    add("--rule", metavar="RULE", default=argparse.SUPPRESS, help=f"{titles} (that of the preset)")
+    for name, (annotation, about) in all_settings().items():
+        add_setting(parser, name, annotation, about)
     add("--out", type=Path, metavar="DIR", help="where the neuron files go (RUN/neurons)")
 
 

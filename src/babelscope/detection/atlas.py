@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import babelscope
 from babelscope.artifacts import read_tensors, write_tensors
-from babelscope.detection import selection
 from babelscope.errors import ConfigError, DataError, ProvenanceError
 from babelscope.languages import get_language
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.neurons.statistics import Layout, Statistics, layout_from_json, layout_to_json
+from babelscope.rules.contract import options_of
+from babelscope.rules.selecting import select, usual_rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,64 +65,33 @@ class Atlas:
             )
         return self.statistics[code]
 
-    def select(
-        self,
-        language: str,
-        *,
-        rule: str | None = None,
-        budget: float | int | None = None,
-        eps: float | None = None,
-        top_k: float | int | None = None,
-        min_support: float = 1.0,
-        per_slot: bool | None = None,
-        slots: Iterable[str] | None = None,
-        exclude: str | None = None,
-        statistic: str | None = None,
-        own: str | None = None,
-        others: str | None = None,
-    ) -> NeuronSet:
+    def select(self, language: str, *, rule: str | None = None, **options: Any) -> NeuronSet:
         """The neurons of a language.
 
         Args:
             language: its code.
-            rule: `contrast` (what the language needs more than any other does), `minimum` (the paper's: needed in
-                every document, Eq. 2), `released` (top k per layer in every document, as the published code), or
-                `lape` (Tang et al. 2024). None: what the atlas's preset stands for.
-            budget: how many neurons: a share of all units (below 1), or a number. The paper's share is 0.0013.
-            eps: for `minimum`: keep units whose impact reaches eps in the documents.
-            top_k: for `minimum` and `released`: keep units among the top k per layer and slot in the documents: one of
-                the shares (below 1) or numbers that detection counted.
-            min_support: share of documents in which `eps` or `top_k` must hold.
-            per_slot: split the budget over the slots by their number of units instead of ranking all slots together.
-            slots: only these.
-            exclude: `shared` (units that every language selects), `others` (units that any other language selects), or
-                the code of a language whose set is taken away.
-            statistic: `impact`, or `activation` to rank by share of active tokens.
-            own: for `contrast`: statistic of the language, `mean` or `minimum`.
-            others: for `contrast`: statistic over the other languages, `max` or `mean`.
+            rule: the name of a rule in `babelscope.rules`: `contrast` (what the language needs more than any other
+                does), `minimum` (the paper's: needed in every document, Eq. 2), `released` (top k per layer in every
+                document, as the published code), `lape` (Tang et al. 2024), or one of another package. None: the rule
+                that the atlas's preset stands for.
+            **options: the settings of the rule. Every rule takes `slots` (only these) and `exclude` (`shared`, `others`
+                or the code of a language whose set is taken away); nearly every rule takes `budget` (a share of all
+                units below 1, or a number; the paper's share is 0.0013). `babelscope select --help` lists them all.
 
         Returns:
             The set, with the rule's score beside every neuron.
 
         Raises:
-            ConfigError: an unknown rule or language, or settings that contradict; says what to do.
+            ConfigError: an unknown rule or language, a setting that the rule has no use for, or settings that
+                contradict; says what to do.
         """
         code = get_language(language).code
         self.of(code)
-        request = selection.Request(
-            rule=rule or selection.default_rule(self.settings),
-            budget=budget,
-            eps=eps,
-            top_k=top_k,
-            min_support=min_support,
-            per_slot=per_slot,
-            slots=None if slots is None else tuple([slots] if isinstance(slots, str) else slots),
-            exclude=exclude,
-            statistic=statistic,
-            own=own,
-            others=others,
-        )
-        return selection.select(self, code, request)
+        name = rule or usual_rule(self.settings)
+        slots = options.get("slots")
+        if slots is not None:
+            options["slots"] = (slots,) if isinstance(slots, str) else tuple(slots)
+        return select(self, code, name, options_of(name, options))
 
     def provenance(self, language: str, detector: str, selected: Mapping[str, Any]) -> dict[str, Any]:
         """The header of a neuron file selected from this atlas."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from babelscope.options import Budget, Choice, Options, Refused
 from babelscope.report.results import Finding, Section, figure, finding, table
+from babelscope.rules.contract import RULES
 from babelscope.stages.contract import Cost, Stage
 from babelscope.stages.job import Job, between, by_rule, named, spread
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from babelscope.stages.study import Study
 
 
-RULES = ("contrast", "minimum", "released", "lape")
-RuleName = Annotated[str, Choice(lambda: RULES, "RULE")]
+RuleName = Annotated[str, Choice(RULES.names, "RULE")]
 
 
 class SelectOptions(Options):
