@@ -109,8 +109,8 @@ class Options:
         Refused: a value that a field can't have, or values that contradict each other.
     """
 
-    hidden: ClassVar[tuple[str, ...]] = ()
-    """Fields that are no flags, since they hold things that only Python and a study file can say."""
+    about: ClassVar[Mapping[str, str]] = {}
+    """Help of fields that were added by `extended`, which have no docstring below them."""
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -165,6 +165,21 @@ class Options:
         raise Refused(name, wanted, shown(getattr(self, name)), remedy)
 
 
+def extended(kind: type[Options], name: str, settings: Mapping[str, tuple[Any, str]]) -> type[Options]:
+    """A model of settings with more fields, each of them None where it is not given.
+
+    Args:
+        kind: the model to extend.
+        name: the name of the new class.
+        settings: field -> its type and its help.
+    """
+    content: dict[str, Any] = {field: None for field in settings}
+    content["__annotations__"] = {field: annotation | None for field, (annotation, _) in settings.items()}
+    content["about"] = {**kind.about, **{field: about for field, (_, about) in settings.items()}}
+    content |= {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(name, (kind,), content)
+
+
 def is_required(field: dataclasses.Field[Any]) -> bool:
     """Whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -194,7 +209,10 @@ def help_of(kind: type[Any]) -> dict[str, str]:
     """Field -> the docstring below it, of the class and of those that it inherits from."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if not (isinstance(base, type) and issubclass(base, Options) and base is not Options):
+        if not (issubclass(base, Options) and base is not Options):
+            continue
+        if "about" in vars(base):
+            found |= base.about
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
         for field, below in itertools.pairwise(body):

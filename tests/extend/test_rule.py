@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 import babelscope as bs
 from babelscope import cli
 from babelscope.errors import ConfigError
-from babelscope.plugins import Registry
 from babelscope.report.reader import read_run
 from babelscope.rules import contract
 from babelscope.study.config import load_study
 from babelscope.study.plan import run_study
 from study_worlds import save_model, write_corpora
-
-PAGE = Path(__file__).parents[2] / "docs" / "extend" / "rule.md"
-
-
-@pytest.fixture
-def spread(tmp_path, monkeypatch):
-    """The package, as pip would lay it, and registries that look again."""
-    code, entries = re.findall(r"```(?:python|toml) title=[^\n]*\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    folder = tmp_path / "site"
-    about = folder / "my_rules-1.0.dist-info"
-    about.mkdir(parents=True)
-    (folder / "my_rules.py").write_text(code, encoding="utf-8")
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-rules\nVersion: 1.0\n", encoding="utf-8")
-    points = entries.replace("[project.entry-points.", "[").replace('"', "")
-    (about / "entry_points.txt").write_text(points, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(folder))
-    fresh: Registry[object] = Registry("rule", contract.RULES.group, contract.RULES._own)
-    monkeypatch.setitem(contract.RULES.__dict__, "_entries", fresh._entries)
 
 
 def test_a_rule_of_another_package_goes_through_everything_by_name(spread, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from babelscope.options import Count, Language, Options, Refused, Several
+from babelscope.options import Count, Language, Options, Refused, Several, Share
 from babelscope.report.results import Section, table
 from babelscope.stages.contract import Cost, Stage
 from babelscope.stages.job import Job, named, portable
@@ -29,6 +29,14 @@ class DetectOptions(Options):
     """that computes attention impacts"""
     token_budget: Several | None = None
     """tokens of a batch; null: by device"""
+    slots: tuple[str, ...] | None = None
+    """only these of q, k, v, o and ffn; null: those of the preset"""
+    top_shares: tuple[Share, ...] = (0.01, 0.05, 0.1, 0.25)
+    """shares of a layer's units whose hits are counted, for select.top_k"""
+    thresholds: tuple[float, ...] = ()
+    """impacts whose exceedances are counted, for select.eps with select.min_support"""
+    folds: Count = 4
+    """parts that documents are dealt to, for stability and intervals"""
 
 
 class Detect(Stage[DetectOptions]):

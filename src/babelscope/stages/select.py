@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from babelscope.options import Budget, Choice, Options, Refused
+from babelscope.errors import ConfigError
+from babelscope.options import Budget, Choice, Options, Refused, extended, fields_of
 from babelscope.report.results import Finding, Section, figure, finding, table
-from babelscope.rules.contract import RULES
+from babelscope.rules.contract import RULES, all_settings, options_of
 from babelscope.stages.contract import Cost, Stage
 from babelscope.stages.job import Job, between, by_rule, named, spread
 
@@ -32,10 +33,25 @@ class SelectOptions(Options):
     """other rules of the same budget beside it in damage"""
 
 
+COMMON = ("budget", "exclude")
+"""The settings of rules that `SelectOptions` has itself."""
+SelectSettings = extended(
+    SelectOptions, "SelectSettings", {name: setting for name, setting in all_settings().items() if name not in COMMON}
+)
+"""With the settings of every rule, those of other packages too."""
+
+
+def rule_settings(options: SelectOptions) -> dict[str, Any]:
+    """The settings of the rule that are given."""
+    wanted = fields_of(RULES[options.rule].options)
+    given = {name: getattr(options, name) for name in all_settings()}
+    return {name: value for name, value in given.items() if value is not None and (name in wanted or name != "budget")}
+
+
 class Select(Stage[SelectOptions]):
     """Chooses the set of each language; writes the neuron files."""
 
-    name, title, options = "select", "The neurons of each language", SelectOptions
+    name, title, options = "select", "The neurons of each language", SelectSettings
     needs = ("detect",)
     decides = ("languages",)
 
@@ -44,6 +60,10 @@ class Select(Stage[SelectOptions]):
         if options.exclude not in (None, "shared", "others", *study.languages):
             wanted = f"shared, others or one of {', '.join(study.languages)}"
             yield Refused("select.exclude", wanted, repr(options.exclude))
+        try:
+            options_of(options.rule, rule_settings(options))
+        except ConfigError as error:
+            yield Refused("select.rule", "a rule with settings of its own", options.rule, _sentence(str(error)))
 
     def cost(self, options: SelectOptions, study: Study) -> Cost:
         """Next to nothing."""
@@ -53,8 +73,7 @@ class Select(Stage[SelectOptions]):
         """Chooses the set of each language; writes the neuron files."""
         job.start(1)
         sets = {
-            code: job.atlas.select(code, rule=options.rule, budget=options.budget, exclude=options.exclude)
-            for code in job.study.languages
+            code: job.atlas.select(code, rule=options.rule, **rule_settings(options)) for code in job.study.languages
         }
         for code, neurons in sets.items():
             neurons.save(job.folder / f"{code}.safetensors")
@@ -123,3 +142,7 @@ def _overlaps(sets: Mapping[str, NeuronSet]) -> Iterator[dict[str, Any]]:
             shared, chance = len(mine & theirs), mine.expected_overlap(theirs) / len(theirs)
             p = overlap_p(shared, *zip(*mine.strata(theirs), strict=True))
             yield {"row": row, "column": column, "overlap": shared / len(theirs), "expected": chance, "p": p}
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
