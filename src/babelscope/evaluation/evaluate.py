@@ -18,6 +18,7 @@ from babelscope.errors import ConfigError
 from babelscope.evaluation.harness import Answers, EditedLM, as_task, quiet_harness
 from babelscope.evaluation.inference import Interval, bootstrap_mean, wilson
 from babelscope.evaluation.means import means_digest, read_means
+from babelscope.evaluation.official import SUMMARY_METRICS
 from babelscope.evaluation.tasks.benchmarks import PREFIX, TABLE, VERSION, find
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 ANSWERS = "answers.jsonl"
-GRADED = ("f1", "rouge_l", "chrf")
+GRADED = ("f1", "rouge_l", "chrf", "squad_f1", "mlqa_f1", "cmrc_f1", *SUMMARY_METRICS)
 """Metrics with values between right and wrong, also where all items happen to be one or the other."""
 FEWSHOT_SEED = 1234
 """The harness's own default."""

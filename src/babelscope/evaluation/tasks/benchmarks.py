@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
-from babelscope.evaluation import metrics
+from babelscope.evaluation import metrics, official
 from babelscope.evaluation.letters import choice_letter
 from babelscope.evaluation.numbers import READINGS, whole
 from babelscope.evaluation.tasks import lm_eval_prompts
 from babelscope.evaluation.tasks.confusion import CONFUSION, TINYBABEL_CONFUSION, stays
-from babelscope.evaluation.tasks.data import MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
+from babelscope.evaluation.tasks.data import CMRC, MGSM, XCSQA, XLSUM, XQUAD, Row, Rows, Source, tinybabel_source
 from babelscope.evaluation.tasks.prompts import WORDS, Words, labelled
 from babelscope.languages import get_language
 from babelscope.tinybabel.tasks import TASKS
@@ -42,7 +42,7 @@ class Benchmark:
     score: Callable[[str, Row, Any], Scores]
     """Language, item and answer: what was generated, or the log-likelihood of every choice."""
     metrics: tuple[str, ...]
-    """What `score` gives."""
+    """What `score` gives, in the languages that have it."""
     max_tokens: int = 0
     """Of a generated answer; 0: the choices' likelihoods are compared and nothing is generated."""
     line: bool = True
@@ -105,7 +105,9 @@ class Asked:
             "doc_to_target": self.target,
             "process_results": self.score,
             "metric_list": [
-                {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in self.benchmark.metrics
+                {"metric": name, "aggregation": "mean", "higher_is_better": True}
+                for name in self.benchmark.metrics
+                if official.has(name, self.language)
             ],
             "num_fewshot": 0,
             "metadata": {"version": VERSION, "benchmark": self.benchmark.name, "language": self.language},
@@ -280,6 +282,10 @@ def _overlap(language: str, row: Row, answer: str) -> Scores:
     }
 
 
+def _officially(language: str, row: Row, answer: str) -> Scores:
+    return {**_overlap(language, row, answer), **official.answer_scores(answer, row["references"], language)}
+
+
 def _likeliest(_: str, row: Row, results: Sequence[tuple[float, bool]]) -> Scores:
     """`acc`: by log-likelihood; `acc_per_byte`: by log-likelihood per byte, so that long choices are not punished."""
     nats = [result[0] for result in results]
@@ -299,6 +305,10 @@ def _summarized(_: str, row: Row, answer: str) -> Scores:
     return {"rouge_l": metrics.rouge_l(answer, row["summary"]), "chrf": chrf}
 
 
+def _summarized_officially(language: str, row: Row, answer: str) -> Scores:
+    return {**_summarized(language, row, answer), **official.summary_scores(answer, row["summary"], language)}
+
+
 @cache
 def _chrf() -> Any:
     try:
@@ -312,6 +322,7 @@ def _chrf() -> Any:
 
 
 _NUMBER, _OVERLAP, _SUMMARY = ("strict", "flexible"), ("exact_match", "f1", "contains"), ("rouge_l", "chrf")
+_OFFICIAL = (*_OVERLAP, *official.ANSWER_METRICS)
 _CHOICE, _STAYS = ("acc", "acc_per_byte"), ("line_pass", "word_pass")
 
 TABLE: Mapping[str, Benchmark] = {
@@ -340,12 +351,14 @@ TABLE: Mapping[str, Benchmark] = {
             lm_eval_prompts.MAX_TOKENS,
             stops=lm_eval_prompts.mgsm_stops,
         ),
+        Benchmark("xquad_official", XQUAD, _understanding, _officially, _OFFICIAL, 64),
+        Benchmark("cmrc2018", CMRC, _understanding, _officially, _OFFICIAL, 64),
         Benchmark(
             "xquad_lm_eval",
             XQUAD,
             _lm_eval_understanding,
-            _overlap,
-            _OVERLAP,
+            _officially,
+            _OFFICIAL,
             lm_eval_prompts.MAX_TOKENS,
             stops=lm_eval_prompts.xquad_stops,
         ),
@@ -354,6 +367,9 @@ TABLE: Mapping[str, Benchmark] = {
         Benchmark("xcsqa_paper", XCSQA, _paper_knowledge, _likeliest, _CHOICE),
         Benchmark("xlsum", XLSUM, _summary, _summarized, _SUMMARY, 128),
         Benchmark("xlsum_paper", XLSUM, _paper_summary, _summarized, _SUMMARY, 128, line=False),
+        Benchmark(
+            "xlsum_official", XLSUM, _summary, _summarized_officially, (*_SUMMARY, *official.SUMMARY_METRICS), 128
+        ),
         Benchmark("confusion", CONFUSION, _as_taught, stays, _STAYS, 100, line=False),
         Benchmark("tinybabel_confusion", TINYBABEL_CONFUSION, _as_taught, stays, _STAYS, 32, line=False),
         Benchmark("tinybabel_reasoning", tinybabel_source("reasoning"), _as_taught, _numbers, _NUMBER, 96, line=False),

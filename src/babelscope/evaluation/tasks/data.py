@@ -41,6 +41,8 @@ class Source:
 
     def local(self, folder: Path, code: str) -> Path | None:
         """The file of a language, or None."""
+        if code not in self.names and not any("{}" in pattern for pattern in self.patterns):
+            return None
         names = dict.fromkeys((self.names.get(code, code), code))
         found = (path for name in names for pattern in self.patterns for path in folder.glob(pattern.format(name)))
         return next(found, None)
@@ -262,6 +264,12 @@ XQUAD = Source(
     _same("en de zh es ru vi th ar"),
     hub_table("google/xquad", "xquad.{}", "validation", _hub_squad),
     ("xquad/xquad.{}.json", "xquad/xquad.{}.test.json", "xquad.{}.json"),
+    read_squad,
+)
+CMRC = Source(
+    {"zh": "zh"},
+    hub_table("hfl/cmrc2018", "default", "validation", _hub_squad),
+    ("cmrc2018/cmrc2018_dev.json", "cmrc2018/cmrc2018_trial.json"),
     read_squad,
 )
 XCSQA = Source(
