@@ -336,9 +336,9 @@ def test_ctrl_c_where_nothing_is_kept(run, monkeypatch, tmp_path):
 
     monkeypatch.setitem(commands._COMMANDS, "evaluate", interrupt)
     told = [run("evaluate", "m", "--tasks", "t", *more).err for more in ((), ("--out", tmp_path / "run"))]
-    assert told == [
-        "babelscope: interrupted; type it again\n",
-        f"babelscope: interrupted; the same command goes on in {tmp_path / 'run'}\n",
+    assert [text.splitlines() for text in told] == [
+        ["babelscope: evaluate", "babelscope: interrupted; type it again"],
+        ["babelscope: evaluate", f"babelscope: interrupted; the same command goes on in {tmp_path / 'run'}"],
     ]
 
 

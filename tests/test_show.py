@@ -19,8 +19,9 @@ from babelscope.languages import all_languages
 from babelscope.models.families import FAMILIES
 from babelscope.models.slots import SLOTS
 from babelscope.neurons.statistics import Layout, Statistics
+from babelscope.progress import clean
 from babelscope.show import describe, draw, support
-from babelscope.show.terminal import Screen, cells, clean, human_bytes, label, wrapped
+from babelscope.show.terminal import Screen, cells, human_bytes, label, wrapped
 from tiny import FAMILIES as TINY
 from tiny import PROBED, tiny_model
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 LINE_EVERY = 20.0
 """Seconds between two lines where the output is no terminal."""
@@ -38,6 +38,8 @@ class Task:
     what: str = ""
     """The part that is being worked on."""
     began: float = field(default_factory=time.monotonic)
+    estimate: Callable[[], float | None] | None = None
+    """Seconds that are left, where somebody knows better than the pace so far."""
 
     def advance(self, by: float = 1.0, what: str = "") -> None:
         """Counts units of work as done."""
@@ -50,17 +52,23 @@ class Task:
 
     def left(self) -> float | None:
         """Seconds until the task ends, from its pace so far; None while nobody knows."""
+        if self.estimate is not None:
+            return self.estimate()
         if not self.total or self.done <= 0:
             return None
         return (time.monotonic() - self.began) * max(0.0, self.total - self.done) / self.done
 
     def __str__(self) -> str:
-        count = ""
-        if self.total is not None and self.total != 1:
-            count = f" {self.done:,.0f}/{self.total:,.0f}{' ' + self.unit if self.unit else ''}"
         left = self.left()
-        rest = "" if left is None or self.total == 1 else f", {duration(left)} left"
-        return f"{self.name}{count}{', ' + self.what if self.what else ''}{rest}"
+        rest = "" if left is None else f", {duration(left)} left"
+        return clean(f"{self.name}{self.count()}{', ' + self.what if self.what else ''}{rest}")
+
+    def count(self) -> str:
+        """The units that are done, of how many, as text; empty where nothing is counted."""
+        unit = f" {self.unit}" if self.unit else ""
+        if self.total is None:
+            return f" {int(self.done):,}{unit}" if self.done else ""
+        return f" {int(self.done):,}/{int(self.total):,}{unit}" if self.total > 1 else ""
 
 
 class View(Protocol):
@@ -76,15 +84,18 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def task(name: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+def task(
+    name: str, total: float | None = None, unit: str = "", estimate: Callable[[], float | None] | None = None
+) -> Iterator[Task]:
     """A piece of long work, open for as long as the block runs.
 
     Args:
         name: a noun phrase: `loading tinybabel`, `damage`.
         total: units of work in all; None: not known.
         unit: the unit in plural.
+        estimate: seconds that are left, where somebody knows better than the pace so far.
     """
-    opened = Task(name, total, unit)
+    opened = Task(name, total, unit, estimate=estimate)
     with _lock:
         _tasks.append(opened)
     _tell()
@@ -123,6 +134,67 @@ def _tell() -> None:
     with _lock:
         if _views:
             _views[-1].update(tuple(_tasks))
+
+
+def clean(text: object, keep: str = "") -> str:
+    """Text that can't steer the terminal: control and invisible characters become U+FFFD.
+
+    Names in headers come from strangers; an escape sequence in one could recolour, retitle or rewrite the screen.
+    """
+    return "".join(each if each.isprintable() or each in keep else "\ufffd" for each in str(text))
+
+
+def usual_view() -> View:
+    """The view for standard error: bars on a terminal, lines elsewhere."""
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+@contextmanager
+def shown_if(wanted: bool) -> Iterator[None]:
+    """Shows the tasks of the block in the usual view, if that is wanted and no view is there yet."""
+    if wanted and not _views:
+        with shown(usual_view()):
+            yield
+    else:
+        yield
+
+
+class Bars:
+    """One line a task on a terminal, with a bar and the time that is left; gone when the work has ended."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[rest]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._rows: dict[int, Any] = {}
+
+    def update(self, tasks: Sequence[Task]) -> None:
+        """Draws the open tasks."""
+        if tasks and not self._rows:
+            self._progress.start()
+        for task in tasks:
+            if id(task) not in self._rows:
+                self._rows[id(task)] = self._progress.add_task("", rest="")
+            left = task.left()
+            rest = ", ".join(part for part in (task.what, "" if left is None else f"{duration(left)} left") if part)
+            self._progress.update(
+                self._rows[id(task)],
+                description=clean(f"{task.name}{task.count()}"),
+                total=task.total,
+                completed=task.done,
+                rest=clean(rest),
+            )
+        for key in set(self._rows) - {id(task) for task in tasks}:
+            self._progress.remove_task(self._rows.pop(key))
+        if not self._rows:
+            self._progress.stop()
 
 
 class Lines:

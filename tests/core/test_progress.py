@@ -65,3 +65,39 @@ def test_a_task_tells_how_much_is_left(monkeypatch):
 )
 def test_times_for_a_person(seconds, text):
     assert progress.duration(seconds) == text
+
+
+def test_a_name_that_comes_from_a_stranger_cannot_steer_the_terminal():
+    stream = io.StringIO()
+    with progress.shown(progress.Lines(stream)), progress.task("loading \x1b]0;owned\x07"):
+        pass
+    assert stream.getvalue() == "babelscope: loading \ufffd]0;owned\ufffd\n"
+
+
+def test_on_a_terminal_there_is_one_row_a_task_and_nothing_afterwards(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    view = progress.usual_view()
+    with (
+        progress.shown(view),
+        progress.task("study", 4, "stages") as outer,
+        progress.task("loading [red]x[/red]\x1b[2J"),
+    ):
+        outer.advance(what="lens")
+        rows = [row.description for row in view._progress.tasks]
+    assert rows == ["study 1/4 stages", "loading [red]x[/red]\ufffd[2J"]
+    assert view._progress.tasks == []
+    assert "study 0/4 stag" in stream.getvalue()
+
+
+def test_where_a_view_is_there_already_no_second_one_is_opened(capsys):
+    view = Recorded()
+    with progress.shown(view), progress.shown_if(True), progress.task("damage"):
+        pass
+    assert ("damage", 0.0, "") in view.seen[0]
+    assert capsys.readouterr() == ("", "")
+    with progress.shown_if(True), progress.task("damage"):
+        pass
+    assert capsys.readouterr().err == "babelscope: damage\n"

@@ -6,11 +6,12 @@ import csv
 import json
 import logging
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
 
-from babelscope import cli
+from babelscope import cli, progress
 from babelscope.corpora.sources import open_corpus
 from babelscope.lens import run as runs
 from babelscope.lens.curve import LanguageCurve
@@ -149,12 +150,19 @@ def test_progress_in_a_file(lens, tmp_path, caplog):
     assert "profile of 3 languages" in caplog.text
 
 
-def test_progress_on_a_terminal(world, tmp_path, capsys):
+def test_its_parts_and_prompts_are_told(world, tmp_path):
+    class View:
+        lines: ClassVar[list[str]] = []
+
+        def update(self, tasks):
+            self.lines += [str(task) for task in tasks[-1:]]
+
     model, texts = world
     opened = {code: open_corpus(path) for code, path in texts.items()}
-    options = {"documents": 2, "max_tokens": 24, "progress": True}
-    runs.run_lens(*load_model(model), opened, opened, tmp_path / "run", **options)
-    assert "6prompt" in capsys.readouterr().err.replace(" ", "")
+    with progress.shown(View()):
+        runs.run_lens(*load_model(model), opened, opened, tmp_path / "run", documents=2, max_tokens=24)
+    assert View.lines[:2] == ["vocabulary profile", "lens"]
+    assert View.lines[-1] == "lens 6 prompts"
 
 
 def test_a_tuned_lens_and_words(lens, tmp_path):

@@ -24,8 +24,8 @@ from babelscope.stages.study import Model
 from babelscope.study import plan
 from babelscope.study.config import load_study
 from babelscope.study.estimate import FACTOR, FACTOR_MEASURED, seconds_of, work
+from babelscope.study.pace import Pace
 from babelscope.study.plan import dry_run, folder_names, run_study
-from babelscope.study.progress import View
 from study_worlds import GRID, PAIR, STAGES, TINY, study_of, write_study
 
 
@@ -316,19 +316,19 @@ def test_the_time_of_a_part_is_not_that_of_a_stage(unbroken, tmp_path, quick):
 
 def test_time_left_follows_how_long_things_took(monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr("babelscope.study.progress.time.monotonic", lambda: clock["now"])
-    view = View([("one", 10.0), ("two", 30.0)], shown=False)
-    view.stage()
-    assert view.left(0.0) == 40.0
+    monkeypatch.setattr("babelscope.study.pace.time.monotonic", lambda: clock["now"])
+    pace = Pace([10.0, 30.0])
+    pace.begin()
+    assert pace.left(0.0) == 40.0
     clock["now"] = 24.0  # twice as long as planned: 4 s of the plan counted as done, (24 + 4) / (10 + 4) = 2
-    assert view.left(1.0) == 60.0
-    view.ended()
-    view.stage()
-    assert view.left(0.0) == 60.0
+    assert pace.left(1.0) == 60.0
+    pace.end()
+    pace.begin()
+    assert pace.left(0.0) == 60.0
     clock["now"] = 54.0  # half of the second in as planned for the pace so far
-    assert view.left(0.5) == 30.0
-    short = View([("one", 1.0), ("two", 999.0)], shown=False)
-    short.stage()
+    assert pace.left(0.5) == 30.0
+    short = Pace([1.0, 999.0])
+    short.begin()
     clock["now"] += 10.0  # ten times as long as planned says little if that was a second
     assert short.left(1.0) == pytest.approx(999 * 110 / 101)
 
@@ -344,7 +344,7 @@ def test_the_command(world, tmp_path, capsys, quick):
     told = capsys.readouterr()
     assert "What came of it" in told.out
     assert "share more neurons than chance" in " ".join(told.out.split())
-    assert "[2/2] select: done" in told.err
+    assert "tinybabel-quick 1/2 stages" in told.err
     assert cli.main(["study", "--init", str(tmp_path / "new.yaml")]) == 0
     assert f"babelscope study {tmp_path / 'new.yaml'} --dry-run" in capsys.readouterr().out
     assert cli.main(["study", str(tmp_path / "new.yaml"), "--dry-run"]) == 0

@@ -9,15 +9,19 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from babelscope.cli.commands import run
 from babelscope.cli.messages import as_json, log_on_stderr, say
 from babelscope.cli.parser import build_parser, parse
 from babelscope.errors import BabelscopeError
+from babelscope.progress import shown, task, usual_view
 from babelscope.show.terminal import Screen
 
 __all__ = ["build_parser", "main"]
 
+LONG = ("detect", "tune", "lens", "ablate", "steer", "export", "evaluate", "grid", "study", "demo")
+"""Commands that say at once that they have begun."""
 _RESUMABLE = ("detect", "tune", "grid", "evaluate", "study", "demo")
 """The same command goes on where it stopped, if it writes a run folder."""
 
@@ -32,11 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. A command that can't be understood raises SystemExit(2), as argparse does.
     """
     args = parse(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: threads that spin slow shared cores down
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of other libraries would write through the view
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets its number, not a crash
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with log_on_stderr(args.command):
+        with (
+            log_on_stderr(args.command),
+            shown(usual_view()),
+            task(args.command) if args.command in LONG else nullcontext(),
+        ):
             answer = run(args)
         if os.environ.get("RANK", "0") != "0":  # of torchrun or accelerate launch: the first process speaks for all
             return 0

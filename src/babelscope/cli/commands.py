@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.cli.inputs import given, load, load_edit, load_neurons, loading, open_corpora, refuse_file, sets_folder
-from babelscope.cli.messages import log_above_progress, quieten_transformers, say
+from babelscope.cli.messages import quieten_transformers, say
 from babelscope.cli.settings import given as typed
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.languages import get_language
@@ -71,8 +71,7 @@ def _detect(args: argparse.Namespace) -> Answer:
         planned = {"dry_run": True, **asdict(plan(model, tokenizer, corpora, **options))}
         return Answer(planned, lambda screen: draw_plan(planned, screen))
     started = time.monotonic()
-    with log_above_progress():
-        atlas = detect(model, tokenizer, corpora, **options, run_dir=args.out)
+    atlas = detect(model, tokenizer, corpora, **options, run_dir=args.out)
     content = {
         "out": str(args.out),
         "file": str(args.out / FILE),
@@ -125,11 +124,10 @@ def _tune(args: argparse.Namespace) -> Answer:
     model, tokenizer = load_model(args.model, **loading(args))
     ((language, corpus),) = corpora.items()
     options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share others_at_most force seed")
-    with log_above_progress():
-        result = tune(
-            model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,
-            **options,
-        )  # fmt: skip
+    result = tune(
+        model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,
+        **options,
+    )  # fmt: skip
     content = {
         "out": str(args.out), "adapter": str(args.out / ADAPTER), "history": str(args.out / HISTORY),
         "language": language, "neurons": len(neurons), "parameters": result.parameters,
@@ -154,8 +152,7 @@ def _experiment(args: argparse.Namespace) -> Answer:
     if args.dry_run:
         planned = plan_experiment(experiment)
         return Answer(planned, lambda screen: draw_planned(planned, screen))
-    with log_above_progress():
-        found = run_experiment(experiment, args.out, say)
+    found = run_experiment(experiment, args.out, say)
     content = {"out": str(args.out), **found.as_json()}
     content["files"] = write_figures(args.out, content["rows"])
     return Answer(content, lambda screen: draw_experiment(content, screen))
@@ -173,8 +170,7 @@ def _lens(args: argparse.Namespace) -> Answer:
     model, tokenizer = load(args)
     options = given(args, "profile_documents documents max_tokens new_tokens final_norm identifier top_k grids")
     options |= given(args, "tuned_documents seed")
-    with log_above_progress():
-        curve = run_lens(model, tokenizer, corpora, prompts, args.out, words=words, **options)
+    curve = run_lens(model, tokenizer, corpora, prompts, args.out, words=words, **options)
     content = lens_content(curve, args.out, peak_memory())
     return Answer(content, lambda screen: draw_lens(content, screen))
 
@@ -230,8 +226,7 @@ def _evaluate(args: argparse.Namespace) -> Answer:
     options = given(args, "limit op factor value force data batch_size chat_template")
     options["reference"] = None if args.reference is None else Atlas.load(args.reference)
     model, tokenizer = load(args)
-    with log_above_progress():
-        found = evaluate(model, tokenizer, args.tasks, args.languages, neurons, run_dir=args.out, **options)
+    found = evaluate(model, tokenizer, args.tasks, args.languages, neurons, run_dir=args.out, **options)
     content = {
         "model": args.model,
         "edit": "as it is" if neurons is None else f"{args.op} of {neurons!r}",
@@ -252,8 +247,7 @@ def _grid(args: argparse.Namespace) -> Answer:
     options |= given(args, "batch_size chat_template english_controls")
     options |= {"draws": args.task_controls, "text_draws": args.controls}
     stages = None if args.stages is None else Stages(*args.stages)
-    with log_above_progress():
-        content = run_grid(model, tokenizer, sets, args.tasks, args.out, name=args.model, stages=stages, **options)
+    content = run_grid(model, tokenizer, sets, args.tasks, args.out, name=args.model, stages=stages, **options)
     return Answer(content, lambda screen: draw_grid(content, screen))
 
 
@@ -282,8 +276,7 @@ def _demo(args: argparse.Namespace) -> Answer:
     quieten_transformers()
     from babelscope.demo import demo
 
-    with log_above_progress():
-        content = demo(args.out, documents=args.documents)
+    content = demo(args.out, documents=args.documents)
     return Answer(content, lambda screen: [*draw_demo(content, screen), "", *draw_studied(content["study"], screen)])
 
 

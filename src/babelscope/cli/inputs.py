@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from babelscope.cli.messages import quieten_transformers
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.languages import get_language
+from babelscope.progress import task
 
 if TYPE_CHECKING:
     from babelscope.neurons.neuronset import NeuronSet
@@ -30,7 +31,8 @@ def load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any]:
     quieten_transformers()
     from babelscope.models.load import load_and_place
 
-    return load_and_place(args.model, **loading(args), **options)
+    with task(f"loading {args.model}"):
+        return load_and_place(args.model, **loading(args), **options)
 
 
 def refuse_file(folder: Path) -> None:

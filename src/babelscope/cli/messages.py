@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from babelscope.artifacts import finite
-from babelscope.show.terminal import clean
+from babelscope.progress import clean
 
 _LONG = ("detect", "tune", "lens", "grid")
 """Where no progress bar is drawn, as in a file, these tell in lines how they go on."""
@@ -20,6 +20,13 @@ _LONG = ("detect", "tune", "lens", "grid")
 def say(text: str) -> None:
     """A line for the user."""
     print("babelscope: " + clean(text, keep="\n"), file=sys.stderr)
+
+
+class _Stderr(logging.Handler):
+    """Standard error as it is now: above the bars while there are some."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _LogLine(logging.Formatter):
@@ -32,7 +39,7 @@ class _LogLine(logging.Formatter):
 def log_on_stderr(command: str) -> Iterator[None]:
     """Shows the library's warnings, and how a long command goes on."""
     logger = logging.getLogger("babelscope")
-    handler, level = logging.StreamHandler(sys.stderr), logger.level
+    handler, level = _Stderr(), logger.level
     handler.setFormatter(_LogLine())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if command in _LONG and not sys.stderr.isatty() else logging.WARNING)
@@ -41,15 +48,6 @@ def log_on_stderr(command: str) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def log_above_progress() -> Iterator[None]:
-    """Keeps log lines and the progress bar apart."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    with logging_redirect_tqdm([logging.getLogger("babelscope")]):
-        yield
 
 
 def quieten_transformers() -> None:

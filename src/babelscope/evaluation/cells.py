@@ -114,9 +114,7 @@ class Cells:
         edit = operation(cell.op, self._reference)
         answers: dict[str, list[str]] = {}
         if cell.what == "tasks":
-            found = self._exam.take(
-                cell.neurons or None, languages=cell.languages, quiet=True, force=self._force, **edit
-            )
+            found = self._exam.take(cell.neurons or None, languages=cell.languages, force=self._force, **edit)
             if not cell.neurons:
                 tell(found)
             scores = [

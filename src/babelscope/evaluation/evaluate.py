@@ -159,7 +159,6 @@ class Exam:
         *,
         languages: Sequence[str] | None = None,
         answers: Answers | None = None,
-        quiet: bool = False,
         **edit: Any,
     ) -> Evaluation:
         """The model's scores with neurons switched off or changed, if there are some.
@@ -168,7 +167,6 @@ class Exam:
             neurons: what is edited while the model answers.
             languages: codes, to ask in some of the languages only; None: all.
             answers: kept already; new ones are added.
-            quiet: draw no progress.
             **edit: op, factor, value, reference and force, as of `evaluate`.
         """
         from lm_eval import evaluate as run_harness
@@ -179,7 +177,7 @@ class Exam:
             loaded = {**loaded, "tasks": {name: task for name, task in loaded["tasks"].items() if name in chosen}}
         with quiet_harness():
             lm = EditedLM(
-                self.model, self.tokenizer, neurons=neurons, batch_size=self._batch_size, answers=answers, quiet=quiet,
+                self.model, self.tokenizer, neurons=neurons, batch_size=self._batch_size, answers=answers,
                 **edit,
             )  # fmt: skip
             results: dict[str, Any] = run_harness(

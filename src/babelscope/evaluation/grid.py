@@ -7,7 +7,6 @@ another grid in the same folder.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from babelscope.evaluation.tables import write_csv
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
+from babelscope.progress import task
 
 if TYPE_CHECKING:
     from babelscope.detection.atlas import Atlas
@@ -320,12 +320,13 @@ class Grid:
             kept = Cells(self._exam, self._texts, folder / "cells.jsonl", **self._edits)
             keyed = {kept.key(cell): cell for cell in self.cells()}
             todo = {key: cell for key, cell in keyed.items() if key not in kept}
-            started = time.monotonic()
-            for number, cell in enumerate(todo.values(), 1):
-                kept.measure(cell)
-                if progress is not None:
-                    left = (time.monotonic() - started) / number * (len(todo) - number)
-                    progress(len(keyed) - len(todo) + number, len(keyed), left)
+            with task("grid", len(keyed), "cells") as whole:
+                whole.reach(len(keyed) - len(todo))
+                for cell in todo.values():
+                    kept.measure(cell)
+                    whole.advance()
+                    if progress is not None:
+                        progress(int(whole.done), len(keyed), whole.left())
             return self._effects(kept)
 
     def _effects(self, kept: Cells) -> list[Effect]:

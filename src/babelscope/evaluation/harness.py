@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from babelscope.artifacts import digest
 from babelscope.cells import CellStore
 from babelscope.editing.edits import ablate
@@ -31,6 +29,7 @@ from babelscope.errors import ConfigError, MissingDependencyError, NumericsError
 from babelscope.evaluation.tasks.benchmarks import Asked, asked_by_name
 from babelscope.models.load import load_model
 from babelscope.neurons.neuronset import NeuronSet
+from babelscope.progress import task
 
 try:
     from lm_eval.api.registry import model_registry
@@ -97,7 +96,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
         reference: as of `ablate` for `mean`; or the place of an atlas: its file or the run folder of `detect`.
         force: as of `ablate`.
         answers: where answers are kept, and those there are already.
-        quiet: draw no progress.
         dtype: as of `load_model`, for a model that is loaded here.
         device: for a model that is loaded here; None: the first GPU, else the CPU.
         revision: as of `load_model`.
@@ -121,7 +119,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
         reference: Atlas | Statistics | str | Path | None = None,
         force: bool = False,
         answers: Answers | None = None,
-        quiet: bool = False,
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
@@ -145,7 +142,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
             "op": op, "factor": factor, "value": value, "reference": reference, "force": force,
         }  # fmt: skip
         self.answers = Answers() if answers is None else answers
-        self._quiet = quiet
         self._flags: deque[bool] = deque()
         """Of the rows generated last: still going on at the limit."""
         self._fresh: dict[str, Answer] = {}
@@ -161,11 +157,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         """Log-likelihood of continuations, in nats, and whether they are greedy."""
-        return self._answered("loglikelihood", super().loglikelihood, requests, disable_tqdm)
+        return self._answered("loglikelihood", super().loglikelihood, requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         """Log-likelihood of whole texts, in nats."""
-        return self._answered("loglikelihood_rolling", super().loglikelihood_rolling, requests, disable_tqdm)
+        return self._answered("loglikelihood_rolling", super().loglikelihood_rolling, requests)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         """Generated text, up to a stop."""
@@ -176,7 +172,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
                     f"tokens, and the model's context has {self.max_length}: no room for a prompt. Take a model with "
                     "a longer context, or another task."
                 )
-        return self._answered("generate_until", super().generate_until, requests, disable_tqdm)
+        return self._answered("generate_until", super().generate_until, requests)
 
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
         """Called by the harness with each answer, as its cache is."""
@@ -189,21 +185,20 @@ class EditedLM(HFLM):  # type: ignore[misc]
             )
         self._fresh[_key(kind, args)] = Answer(answer, self._cut(kind, args), endless)
 
-    def _answered(self, kind: str, run: Callable[..., Any], requests: Sequence[Any], quiet: bool) -> list[Any]:
+    def _answered(self, kind: str, run: Callable[..., Any], requests: Sequence[Any]) -> list[Any]:
         keys = [_key(kind, request.args) for request in requests]
         # Sorted by length in the same way each time, so that a block is the same block in a resumed run.
         order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].args[0]), keys[index]))
         size = BLOCK * self.batch_size if isinstance(self.batch_size, int) else len(order)
         blocks = [order[start : start + size] for start in range(0, len(order), size)]
         todo = [block for block in blocks if any(keys[index] not in self.answers for index in block)]
-        progress = tqdm(total=len(requests), disable=quiet or self._quiet or None, desc=kind.replace("_", " "))
-        progress.update(len(requests) - sum(map(len, todo)))
-        with self.edited() if todo else nullcontext(), progress:
+        with self.edited() if todo else nullcontext(), task("answers", len(requests), "prompts") as asked:
+            asked.reach(len(requests) - sum(map(len, todo)))
             for block in todo:
                 self._fresh = {}
                 run([requests[index] for index in block], disable_tqdm=True)
                 self.answers.add(self._fresh)
-                progress.update(len(block))
+                asked.advance(len(block))
         found = [self.answers[key] for key in keys]
         for request, answer in zip(requests, found, strict=True):
             self.cut[request.task_name] += answer.cut > 0

@@ -21,6 +21,7 @@ from babelscope.errors import ConfigError, DataError
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.interfaces import evaluation_mode
 from babelscope.neurons.neuronset import NeuronSet
+from babelscope.progress import task
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,21 @@ def damage_matrix(
     draws = {
         language: generator.integers(0, len(items), size=(resamples, len(items))) for language, items in held.items()
     }
-    for row, neurons in enumerate(sets.values()):
-        if neurons:
-            with ablate(anatomy, neurons):
-                after = measure()
-        else:  # a rule may find nothing: a row of zeros
-            neurons.check(anatomy)
-            after = intact
-        for column, language in enumerate(held):
-            difference = (after[language].nats - intact[language].nats) / math.log(2)
-            n_bytes = intact[language].n_bytes
-            change[row, column] = difference.sum() / n_bytes.sum()
-            resampled = difference[draws[language]].sum(1) / n_bytes[draws[language]].sum(1)
-            low[row, column], high[row, column] = np.quantile(resampled, [0.025, 0.975])
+    with task("damage matrix", len(sets), "sets") as measured:
+        for row, (name, neurons) in enumerate(sets.items()):
+            if neurons:
+                with ablate(anatomy, neurons):
+                    after = measure()
+            else:  # a rule may find nothing: a row of zeros
+                neurons.check(anatomy)
+                after = intact
+            measured.advance(what=name)
+            for column, language in enumerate(held):
+                difference = (after[language].nats - intact[language].nats) / math.log(2)
+                n_bytes = intact[language].n_bytes
+                change[row, column] = difference.sum() / n_bytes.sum()
+                resampled = difference[draws[language]].sum(1) / n_bytes[draws[language]].sum(1)
+                low[row, column], high[row, column] = np.quantile(resampled, [0.025, 0.975])
     base = np.array([intact[language].bits_per_byte for language in held])
     return DamageMatrix(tuple(sets), tuple(held), base, change, low, high)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -29,8 +27,6 @@ from babelscope.evaluation.tables import (
 )
 from babelscope.languages import get_language
 from babelscope.neurons.neuronset import NeuronSet
-
-logger = logging.getLogger(__name__)
 
 CLAIMS = "claims.json"
 TEXTS = 15
@@ -130,9 +126,7 @@ def run_grid(
     }  # fmt: skip
     if dry_run:
         return {**content, "dry_run": True}
-    bar = _Bar()
-    effects = grid.run(bar)
-    bar.close()
+    effects = grid.run()
     table, summary = rows(effects, english), summarise(effects, name, english)
     each_language = by_language(effects, name, english)
     judgements = [each.as_json() for each in claims(effects, english, ops[0])]
@@ -156,26 +150,3 @@ def _held_out(source: str, languages: Sequence[str]) -> dict[str, list[str]]:
         code: list(islice((each.text for each in open_corpus(source.replace("{}", code)) if each.text.strip()), TEXTS))
         for code in dict.fromkeys(languages)
     }
-
-
-class _Bar:
-    """Cells done and time left: a bar on a terminal, else a line in the log now and then."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._told = 0
-
-    def __call__(self, done: int, total: int, left: float | None) -> None:
-        from tqdm import tqdm
-
-        if sys.stderr.isatty():
-            if self._bar is None:
-                self._bar = tqdm(total=total, initial=done - 1, unit="cell", desc="grid")
-            self._bar.update(done - self._bar.n)
-        elif done == total or done * 50 // total > self._told:
-            self._told = done * 50 // total
-            logger.info("%d of %d cells; %.1f minutes left", done, total, (left or 0) / 60)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()

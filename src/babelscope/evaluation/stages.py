@@ -17,6 +17,8 @@ from babelscope.neurons.neuronset import NeuronSet
 
 Score = Callable[[nn.Module], Mapping[str, float]]
 """A model's score by language, higher being better; it is called with and without an edit."""
+Keep = Callable[[str, Callable[[], Mapping[str, float]]], Mapping[str, float]]
+"""Answers for the measurement of a name: the kept one, or that of the function."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def find_stages(
     stages: str | Iterable[str] = ("understand", "generate"),
     english: str = "en",
     max_tokens: int = 256,
+    keep: Keep | None = None,
 ) -> StageSearch:
     """Searches the split that hurts the target language most and English least when its stages are switched off.
 
@@ -88,6 +91,8 @@ def find_stages(
         stages: what is switched off.
         english: the language that should not be hurt.
         max_tokens: texts are cut to this length.
+        keep: called with the name of what is measured (`intact`, or the sizes of a split) and a function that measures
+            it; a run folder can answer from what it kept. None: everything is measured.
 
     Raises:
         ConfigError: stages that don't fit the model's layers, before anything runs; a score without English or without
@@ -102,21 +107,23 @@ def find_stages(
         raise ConfigError("wanted sizes of the first and the last stage to try, found none. Give understand, generate.")
     parts = [each.of(neurons, stages) for each in splits]
     measure = score if callable(score) else _bits_per_byte(tokenizer, score, max_tokens)
-    intact = _measured(measure, anatomy, english)
+    keep = keep or (lambda name, measure: measure())
+    intact = _checked(keep("intact", lambda: measure(anatomy.model)), english)
     grid = []
     for each, part in zip(splits, parts, strict=True):
         change = dict.fromkeys(intact, 0.0)
         if part:
             with ablate(anatomy, part):
-                after = _measured(measure, anatomy, english)
+                name = f"understand {each.understand}, generate {each.generate}"
+                after = _checked(keep(name, lambda: measure(anatomy.model)), english)
             change = {language: after[language] - before for language, before in intact.items()}
         others = [value for language, value in change.items() if language != english]
         grid.append(Split(each, len(part), change, change[english], sum(others) / len(others)))
     return StageSearch(intact, tuple(grid), max(grid, key=lambda split: split.delta))
 
 
-def _measured(measure: Score, anatomy: Anatomy, english: str) -> dict[str, float]:
-    found = {language: float(value) for language, value in measure(anatomy.model).items()}
+def _checked(scores: Mapping[str, float], english: str) -> dict[str, float]:
+    found = {language: float(value) for language, value in scores.items()}
     if english not in found or len(found) < 2:
         raise ConfigError(
             f"wanted a score of {english!r} and of another language, found {', '.join(found) or 'none'}. Give texts or "

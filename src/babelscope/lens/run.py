@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from babelscope.artifacts import run_folder, update_run, write_json
 from babelscope.corpora.sources import Corpus, open_corpus
@@ -29,6 +28,7 @@ from babelscope.lens.tuned import TunedLens, closeness_rows
 from babelscope.lens.vocabulary import VocabularyProfile
 from babelscope.lens.words import latent_table
 from babelscope.models.load import ModelIdentity
+from babelscope.progress import task
 from babelscope.report.files import save_chart
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,6 @@ def run_lens(
     words: Mapping[str, Corpus] | None = None,
     profile_documents: int | None = None,
     tuned_documents: int | None = None,
-    progress: bool | None = None,
     **options: Any,
 ) -> LanguageCurve:
     """Builds the profile, runs the lens and writes everything to a folder; a finished folder is read instead.
@@ -107,7 +106,6 @@ def run_lens(
         profile_documents: read at most so many of each corpus.
         tuned_documents: train a tuned lens on the first so many of each corpus and read the layers through it; the
             folder and the page then say how near it and the plain lens come to the last layer on documents held out.
-        progress: a bar on standard error; None: on a terminal.
         **options: of `language_lens`.
 
     Raises:
@@ -131,17 +129,19 @@ def run_lens(
         if (out / CURVE).is_file():
             return LanguageCurve.load(out / CURVE)
         started = time.monotonic()
-        profile = VocabularyProfile.build(tokenizer, corpora, documents=profile_documents, cache=out)
+        with task("vocabulary profile"):
+            profile = VocabularyProfile.build(tokenizer, corpora, documents=profile_documents, cache=out)
         logger.info("profile of %d languages: %.0f s", len(profile.languages), time.monotonic() - started)
         tuned = None
         if tuned_documents is not None:
             texts = [text.text for each in corpora.values() for text in itertools.islice(each, tuned_documents)]
-            tuned = TunedLens.train(model, tokenizer, texts)
+            with task("training the tuned lens"):
+                tuned = TunedLens.train(model, tokenizer, texts)
             tuned.save(out / TUNED)
             _write_table(closeness_rows(tuned.about), out / CLOSENESS)
             logger.info("tuned lens of %d texts: %.0f s", len(texts), time.monotonic() - started)
-        with tqdm(unit="prompt", desc="lens", disable=None if progress is None else not progress) as bar:
-            curve = language_lens(model, tokenizer, prompts, profile, tuned=tuned, progress=bar.update, **options)
+        with task("lens", unit="prompts") as read:
+            curve = language_lens(model, tokenizer, prompts, profile, tuned=tuned, progress=read.advance, **options)
         logger.info("%d prompts: %.0f s", len(curve.masses), time.monotonic() - started)
         if words:
             lists = {language: [text.text for text in corpus] for language, corpus in words.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from babelscope.artifacts import read_header, read_json
 from babelscope.errors import BabelscopeError, DataError, ProvenanceError, UnsupportedModelError
 from babelscope.models.families import MODEL_TYPES
-from babelscope.show.terminal import clean
+from babelscope.progress import clean
 
 if TYPE_CHECKING:
     from babelscope.detection.atlas import Atlas

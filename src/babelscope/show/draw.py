@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from babelscope.models.families import FAMILIES
+from babelscope.progress import clean
 from babelscope.show.describe import SKIPPED, damage_explained
 from babelscope.show.studied import draw_study_run
-from babelscope.show.terminal import Screen, cells, clean, human_bytes, label, wrapped
+from babelscope.show.terminal import Screen, cells, human_bytes, label, wrapped
 
 
 def draw(content: Mapping[str, Any], screen: Screen) -> list[str]:

@@ -13,16 +13,9 @@ from typing import TextIO
 
 from babelscope.errors import ConfigError
 from babelscope.languages import get_language
+from babelscope.progress import clean
 
 _BARS = "▁▂▃▄▅▆▇█"
-
-
-def clean(text: object, keep: str = "") -> str:
-    """Text that can't steer the terminal: control and invisible characters become U+FFFD.
-
-    Names in headers come from strangers; an escape sequence in one could recolour, retitle or rewrite the screen.
-    """
-    return "".join(each if each.isprintable() or each in keep else "\ufffd" for each in str(text))
 
 
 def label(code: object) -> str:

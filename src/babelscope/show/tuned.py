@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babelscope.show.terminal import Screen, clean, label, wrapped
+from babelscope.progress import clean
+from babelscope.show.terminal import Screen, label, wrapped
 
 TITLES = {
     "target": "Change in bits per byte of the target's test texts (less is better)",

@@ -78,7 +78,7 @@ class Detect(Stage[DetectOptions]):
         def tell(progress: Progress) -> None:
             done = finished + progress.languages_done
             part = min(1.0, progress.documents / progress.asked) if progress.asked else 0.0
-            job.tell(done + part, job.cells, named(progress.language))
+            job.task.reach(done + part, named(progress.language))
 
         for documents in dict.fromkeys(count[code] for code in job.study.languages):
             corpora = {code: job.corpus("detect", code) for code in job.study.languages if count[code] == documents}
@@ -88,7 +88,7 @@ class Detect(Stage[DetectOptions]):
                 run_dir=job.folder / f"run-{documents}", progress=tell, **settings,
             )  # fmt: skip
             finished += len(corpora)
-            job.tell(finished, job.cells, "")
+            job.task.reach(finished)
         atlas = job.atlas
         rows = []
         for code in job.study.languages:

@@ -115,8 +115,8 @@ class Grid(Stage[GridOptions]):
         effects: list[Effect] = []
         for task, each in zip(options.tasks, grids, strict=True):
             before = job.done
-            effects += each.run(lambda done, _, __, task=task, before=before: job.tell(before + done, job.cells, task))  # type: ignore[misc]
-            job.done = before + len(each.cells())
+            effects += each.run(lambda done, _, __, task=task, before=before: job.task.reach(before + done, task))  # type: ignore[misc]
+            job.task.reach(before + len(each.cells()))
         table_rows = rows(effects, english)
         shown = set(map(id, judged(effects)))
         figures = []

@@ -14,6 +14,7 @@ from babelscope.cells import CellStore
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.languages import get_language
 from babelscope.options import Refused
+from babelscope.progress import Task, task
 from babelscope.report import tables
 from babelscope.stages.size import Size
 from babelscope.stages.study import Model, Split, Study
@@ -40,7 +41,8 @@ class Loader:
         from babelscope.models.load import load_and_place
 
         names = ("dtype", "device_map", "revision", "trust_remote_code")
-        return load_and_place(self.spec.name, **{name: getattr(self.spec, name) for name in names})
+        with task(f"loading {self.spec.name}"):
+            return load_and_place(self.spec.name, **{name: getattr(self.spec, name) for name in names})
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
@@ -57,10 +59,13 @@ class Job:
     stage: str
     folder: Path
     """Of the stage; beside it lie those of the other stages of the model."""
-    tell: Callable[[float, int, str], None]
-    """Called with the cells done, all cells and what comes next."""
-    done: int = 0
-    cells: int = 0
+    task: Task
+    """The progress of the stage."""
+
+    @property
+    def done(self) -> int:
+        """The cells that are done."""
+        return int(self.task.done)
 
     @property
     def model(self) -> Any:
@@ -79,8 +84,8 @@ class Job:
 
     def start(self, cells: int) -> None:
         """Says how many cells there will be."""
-        self.done, self.cells = 0, cells
-        self.tell(0, cells, "")
+        self.task.total = cells
+        self.task.reach(0)
 
     @cached_property
     def store(self) -> CellStore:
@@ -90,7 +95,7 @@ class Job:
     def cell(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The content of a cell, kept or computed now. NaN becomes null."""
         if name not in self.store:
-            self.tell(self.done, self.cells, name)
+            self.task.reach(self.task.done, name)
         content = self.store.get(name, lambda: finite(compute()))
         self.passed(name)
         return content
@@ -105,8 +110,7 @@ class Job:
 
     def passed(self, name: str) -> None:
         """A cell is done."""
-        self.done += 1
-        self.tell(self.done, self.cells, name)
+        self.task.advance(what=name)
 
     def corpus(self, kind: str, code: str) -> Corpus:
         """A language's texts."""

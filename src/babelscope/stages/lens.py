@@ -61,7 +61,6 @@ class Lens(Stage[LensOptions]):
             corpora,
             prompts,
             job.folder / "run",
-            progress=False,
             seed=job.study.seed,
             **settings,
         )

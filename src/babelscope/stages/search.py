@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from babelscope.options import Count, Language, NonNegative, Options, Refused, Several
 from babelscope.report.results import Section, figure, table
@@ -53,7 +53,6 @@ class Search(Stage[SearchOptions]):
 
     def run(self, job: Job, options: SearchOptions) -> Section:
         """Searches the split of the layers on validation texts."""
-        from babelscope.evaluation.likelihood import likelihood
         from babelscope.evaluation.stages import find_stages
 
         english = job.study.english
@@ -61,19 +60,10 @@ class Search(Stage[SearchOptions]):
         held = job.texts("validation", options.texts, (english, target))
         job.start(1 + len(options.understand) * len(options.generate))
 
-        def score(model: Any) -> Mapping[str, float]:
-            """Called for the intact model first and then for each split in order, so a number names the cell."""
-            return job.cell(
-                f"{job.done}",
-                lambda: {
-                    code: -likelihood(model, job.tokenizer, texts, max_tokens=options.max_tokens).bits_per_byte
-                    for code, texts in held.items()
-                },
-            )
-
         found = find_stages(
-            job.model, job.tokenizer, job.sets[target], score, understand=options.understand, generate=options.generate,
+            job.model, job.tokenizer, job.sets[target], held, understand=options.understand, generate=options.generate,
             stages=options.stages, english=english,
+            max_tokens=options.max_tokens, keep=job.cell,
         )  # fmt: skip
         best = found.best
         job.leave(understand=best.stages.understand, generate=best.stages.generate)

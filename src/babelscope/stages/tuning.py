@@ -101,8 +101,7 @@ class Tuning(Stage[TuningOptions]):
         job.start(sum(len(asked.rates_of(arm)) for _, _, arm in groups) + (len(asked.seeds) - 1) * len(groups))
 
         def told(line: str) -> None:
-            job.done = min(job.done + 1, job.cells - 1)
-            job.tell(job.done, job.cells, line)
+            job.task.reach(min(job.done + 1, (job.task.total or 1) - 1), line)
 
         found = run_experiment(asked, job.folder / "experiment", told)
         together = [

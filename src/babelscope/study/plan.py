@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from babelscope import tinybabel
+from babelscope import progress, tinybabel
 from babelscope.artifacts import digest, environment, finite, read_json, run_folder, update_run, write_json
 from babelscope.corpora.sources import MIB, open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
@@ -36,7 +36,7 @@ from babelscope.stages.job import Job, Loader, portable
 from babelscope.stages.size import Size
 from babelscope.stages.study import Model, Study
 from babelscope.study.estimate import estimates, work
-from babelscope.study.progress import View
+from babelscope.study.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -86,18 +86,25 @@ def run_study(
             if _place(out / name, stage, keys[name][stage], anew):
                 todo.append((name, stage))
         logger.info("%s: %d of %d stages to run", study.name, len(todo), len(names) * len(wanted))
-        plan = [
-            (f"{name} {stage}" if len(names) > 1 else stage, max(1.0, each.seconds or 1.0))
-            for name, stage in todo
-            for each in estimates(study, names[name], [stage], measured[name])
-        ]
-        view, loader = View(plan, shown), None
-        for name, stage in todo:
-            if loader is None or loader.spec != names[name]:
-                loader = Loader(names[name])
-            view.stage()
-            _run(study, source, out / name / stage, stage, loader, view)
-            view.ended()
+        pace = Pace(
+            [
+                max(1.0, estimate.seconds or 1.0)
+                for name, stage in todo
+                for estimate in estimates(study, names[name], [stage], measured[name])
+            ]
+        )
+        loader = None
+        with progress.shown_if(shown), progress.task(study.name, len(todo), "stages") as whole:
+            for name, stage in todo:
+                if loader is None or loader.spec != names[name]:
+                    loader = Loader(names[name])
+                pace.begin()
+                label = f"{name} {stage}" if len(names) > 1 else stage
+                with progress.task(label, 1, "cells") as task:
+                    whole.estimate = lambda task=task: pace.left(min(1.0, task.done / (task.total or 1)))
+                    _run(study, source, out / name / stage, stage, loader, task)
+                pace.end()
+                whole.advance()
         wall = {
             name: {stage: _told(out / name / stage)["seconds"] for stage in study.stages if _there(out / name / stage)}
             for name in names
@@ -281,12 +288,12 @@ def _told(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT)
 
 
-def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, view: View) -> None:
+def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, task: progress.Task) -> None:
     """Runs a stage and writes its result, last."""
     logger.info("%s: %s begins", folder.parent.name, stage)
     begun = [path.name for path in folder.iterdir()] != [KEY]
     started = time.monotonic()
-    job = Job(study, loader, stage, folder, view.cell)
+    job = Job(study, loader, stage, folder, task)
     kind = STAGES[stage]
     section = kind().run(job, study.sections[stage])
     seconds = round(time.monotonic() - started, 1)

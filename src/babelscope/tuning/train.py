@@ -25,6 +25,7 @@ from babelscope.errors import ConfigError, DataError, MissingDependencyError, Nu
 from babelscope.evaluation.likelihood import likelihood
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
+from babelscope.progress import task
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -298,7 +299,7 @@ def _train(
 ) -> TuneResult:
     from transformers import EarlyStoppingCallback, set_seed
 
-    from babelscope.tuning.trainer import BitsPerByteTrainer, Shuffled, arguments
+    from babelscope.tuning.trainer import BitsPerByteTrainer, Shuffled, Steps, arguments
 
     def measure() -> dict[str, float]:
         return {
@@ -325,7 +326,9 @@ def _train(
     parameters = sum(each.numel() for _, each in _free(trained))
     place = folder / (MODEL if whole else ADAPTER)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with task("training", unit="steps") as training:
+            trainer.add_callback(Steps(training))
+            trainer.train(resume_from_checkpoint=checkpoint)
     except NumericsError as error:
         if not keep:
             if not whole:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from babelscope.errors import ConfigError, NumericsError
+from babelscope.progress import Task
 from babelscope.tuning.train import launched_with
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ class BitsPerByteTrainer(Trainer):
         self.measure, self.target, self.order = measure, target, order
         self.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to the caller
         self.add_callback(FiniteGradients())
-        if sys.stderr.isatty():
-            self.add_callback(Bar())
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The blocks in an order of seed and epoch alone, so that the batches of several processes are those of one.
@@ -166,11 +164,20 @@ class Shuffled(Sampler[int]):
         return self.own + self.kept + self.missing
 
 
-class Bar(ProgressCallback):
-    """The Trainer's progress bar, without the numbers that it prints to standard output."""
+class Steps(TrainerCallback):
+    """Tells the progress of a training, step by step; its numbers go into the history, evaluations into the log."""
 
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Numbers go into the history, evaluations into the log."""
+    def __init__(self, training: Task) -> None:
+        self.training = training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Learns how many steps there are."""
+        self.training.total = state.max_steps
+        self.training.reach(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts a step."""
+        self.training.reach(state.global_step)
 
 
 class FiniteGradients(TrainerCallback):
