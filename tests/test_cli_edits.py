@@ -251,8 +251,8 @@ def test_the_neurons_of_a_run_are_named(capsys: pytest.CaptureFixture[str], plac
     assert f"found a folder at {tmp_path}. There are {copied}." in err
 
 
-def test_means_reach_evaluate_and_grid(
-    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_means_reach_evaluate(
+    capsys: pytest.CaptureFixture[str], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
 
@@ -261,13 +261,10 @@ def test_means_reach_evaluate_and_grid(
         raise ConfigError("enough")
 
     monkeypatch.setattr("babelscope.evaluation.evaluate.evaluate", stop)
-    monkeypatch.setattr("babelscope.evaluation.run.run_grid", stop)
     words = ["--tasks", "tinybabel", "--reference", place.atlas, "--neurons", place.fr]
     run(capsys, "evaluate", place.model, *words, "--op", "mean")
     assert asked["op"] == "mean"
     assert asked["reference"].languages == Atlas.load(place.atlas).languages
-    run(capsys, "grid", place.model, *words, "--ops", "mean", "--out", tmp_path / "grid")
-    assert (asked["ops"], asked["reference"]) == (("mean",), place.atlas)
 
 
 def test_neurons_of_another_model_need_force(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ something while one step takes minutes.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ from typing import Any, Protocol, TextIO
 
 LINE_EVERY = 20.0
 """Seconds between two lines where the output is no terminal."""
+PAUSE = 3.0
+"""Seconds after a line in which a task that begins gets none of its own: it may be over in a moment."""
 
 
 @dataclass
@@ -198,21 +201,22 @@ class Bars:
 
 
 class Lines:
-    """A line now and then, for output that is no terminal: at once when a task begins, then every `LINE_EVERY` s."""
+    """A line now and then, for output that is no terminal: when a task begins, and every `LINE_EVERY` seconds."""
 
     def __init__(self, stream: TextIO | None = None, every: float = LINE_EVERY) -> None:
         self._stream, self._every = stream, every
-        self._said: tuple[str, ...] = ()
-        self._last = 0.0
+        self._names: tuple[str, ...] = ()
+        self._begun = False
+        self._last = -math.inf
 
     def update(self, tasks: Sequence[Task]) -> None:
-        """Prints a line if a task has begun, or if the last line is long ago."""
-        names = tuple(task.name for task in tasks)
-        begun = len(names) > len(self._said) or names[:1] != self._said[:1]
-        if tasks and (begun or time.monotonic() - self._last >= self._every):
-            self._last = time.monotonic()
+        """Prints a line if the last one is long ago, or if a task has begun and the last one is not quite new."""
+        names, since = tuple(task.name for task in tasks), time.monotonic() - self._last
+        self._begun |= len(names) > len(self._names) or names[:1] != self._names[:1]
+        self._names = names
+        if tasks and (since >= self._every or (self._begun and since >= PAUSE)):
+            self._begun, self._last = False, time.monotonic()
             print("babelscope: " + " · ".join(map(str, tasks)), file=self._stream or sys.stderr, flush=True)
-        self._said = names
 
 
 def duration(seconds: float | None) -> str:

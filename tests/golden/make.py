@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import sys
@@ -32,6 +31,7 @@ if __name__ == "__main__":
 import babelscope as bs
 from babelscope import Atlas, NeuronSet, cli
 from babelscope.corpora.sources import open_corpus
+from babelscope.report.reader import read_result
 from builders import byte_llama, byte_tokenizer, letters, make_texts
 from fixtures_text import LETTERS
 from golden.compare import Rounding, differences
@@ -199,22 +199,21 @@ def make_grid() -> dict[str, Any]:
         for code in ("en", "fr", "zh"):
             held_out = [document.text for document in islice(open_corpus(f"tinybabel:{code}:test"), 3)]
             (place / f"{code}.txt").write_text("\n".join(" ".join(text.split()) for text in held_out), encoding="utf-8")
-        printed = command(
+        command(
             "grid", "tinybabel", "--neurons", place / "fr.safetensors", place / "zh.safetensors",
             "--tasks", "tinybabel_knowledge,tinybabel_understanding", "--limit", 4, "--parts", "all,solve-ffn",
-            "--texts", place / "{}.txt", "--controls", 2, "--task-controls", 2, "--dtype", "float32",
-            "--out", place / "run",
+            "--held-out", place / "{}.txt", "--texts", 3, "--text-controls", 2, "--controls", 2, "--batch-size", 64,
+            "--split", "2,1", "--dtype", "float32", "--out", place / "run",
         )  # fmt: skip
-        with (place / "run" / "grid.csv").open(encoding="utf-8") as stream:
-            table = [{name: _typed(cell) for name, cell in row.items()} for row in csv.DictReader(stream)]
-        return {"printed": portable(printed, place), "table": table}
-
-
-def _typed(cell: str) -> Any:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(cell) if cell not in ("nan", "inf", "-inf") else cell
-    return cell
+        result = read_result(place / "run" / "tinybabel" / "grid" / "result.json")
+        named = {table.name: table for table in result.tables}["grid"]
+        rows = [dict(zip(named.columns, row, strict=True)) for row in named.rows]
+        table = [{name: "nan" if cell is None else cell for name, cell in row.items()} for row in rows]
+        table.sort(key=lambda row: [row[name] for name in ("off", "part", "task", "language", "metric")])
+        return {
+            "table": portable(table),
+            "findings": portable([vars(each) for each in result.findings]),
+        }
 
 
 def make_tuning() -> dict[str, Any]:

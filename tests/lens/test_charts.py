@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
-from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import torch
 
-from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.lens.curve import UNKNOWN, LanguageCurve, TokenGrid
-from babelscope.lens.page import write_page
 from babelscope.report.files import save_chart
 from babelscope.report.languages import COLOURS, GREY, language_colours, visible
 
@@ -115,73 +110,9 @@ def test_visible_tokens():
     assert visible("\x1c\u202e") == "\ufffd\ufffd"
 
 
-class Elements(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.texts, self.attributes = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-def test_page(curve, tmp_path):
-    write_page(curve, tmp_path / "lens.html")
-    text = (tmp_path / "lens.html").read_text(encoding="utf-8")
-    page = Elements()
-    page.feed(text)
-    assert page.tags.count("script") == 1, "a token that looks like one is text"
-    assert page.tags.count("b") == 0
-    assert any(EVIL in each for each in page.texts)
-    assert "<b>model</b>" in "".join(page.texts)
-    assert not re.search(r"""<(script|link|img|iframe)[^>]*\b(src|href)=""", text.partition("<script")[0])
-    cells = {(each["lang"], each["dir"]) for tag, each in page.attributes if tag == "td"}
-    assert cells == {("ar", "rtl"), ("zh", "ltr"), ("th", "ltr"), ("en", "ltr"), ("", "auto")}
-    assert len([each for tag, each in page.attributes if each.get("class") == "key"]) == 1, "one key to the colours"
-    for spec in json.loads(re.search(r"^const \[specs, config\] = (.*);$", text, re.MULTILINE)[1])[0].values():
-        assert spec["spec"]["encoding"]["color"]["scale"]["domain"][-1] == UNKNOWN
-    directions = [
-        attributes["dir"]
-        for tag, attributes in page.attributes
-        if attributes.get("class") == "scroll" and "dir" in attributes
-    ]
-    assert directions == ["rtl", "ltr"]
-    assert "vegaEmbed" in text
-    assert len(text) > 500_000, "the scripts are inside"
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("/somewhere/private/mine-8m", "layer of mine-8m speak"),
-        ("org/model", "layer of org/model speak"),
-        (str(tinybabel.MODEL), "layer of tinybabel speak"),
-    ],
-)
-def test_page_names_the_model_without_its_folder(curve, tmp_path, name, shown):
-    write_page(replace(curve, about={"model": {"name": name}}), tmp_path / "lens.html")
-    text = (tmp_path / "lens.html").read_text(encoding="utf-8").partition("<script")[0]
-    assert shown in text
-    assert "private" not in text
-
-
-def test_page_tells_how_near_a_tuned_lens_comes(curve, tmp_path):
-    near = {"divergence": [0.125, 0.0625], "agreement": [0.75, 1.0], "documents": 7, "positions": 70}
-    tuned = {"plain": {**near, "divergence": [3.0, 2.0]}, "tuned": near}
-    write_page(replace(curve, about={"settings": {"tuned": tuned}}), tmp_path / "tuned.html")
-    text = (tmp_path / "tuned.html").read_text(encoding="utf-8")
-    assert "On 7 documents" in text
-    assert "<th>1</th><td>2.000</td><td>0.062</td><td>1.000</td><td>1.000</td>" in text
-    write_page(replace(curve, about={"settings": {"tuned": None}}), tmp_path / "plain.html")
-    assert "tuned" not in (tmp_path / "plain.html").read_text(encoding="utf-8").partition("<script")[0]
-
-
 @pytest.mark.parametrize("module", ["altair", "vl_convert"])
 def test_missing_packages(curve, tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match="babelscope\\[report\\]"):
-        write_page(curve, tmp_path / "lens.html")
-    assert not (tmp_path / "lens.html").exists()
+        save_chart(curve.plot("area"), tmp_path / "area.svg")
+    assert not (tmp_path / "area.svg").exists()

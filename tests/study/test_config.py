@@ -176,7 +176,7 @@ MALFORMED = {
     ),
     "list for the split": (
         GOOD + "split: [1, 2]\n", 7,
-        "split: wanted searched, or understand: N and generate: N, found a list of 2. Correct it.",
+        "split: wanted one of searched, usual, or understand: N and generate: N, found a list of 2. Correct it.",
     ),
     "unknown dtype": (
         GOOD.replace("[tinybabel]", "[{name: tinybabel, dtype: float23}]"), 1,

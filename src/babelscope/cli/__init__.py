@@ -17,12 +17,13 @@ from babelscope.cli.parser import build_parser, parse
 from babelscope.errors import BabelscopeError
 from babelscope.progress import shown, task, usual_view
 from babelscope.show.terminal import Screen
+from babelscope.stages.contract import STAGES
 
 __all__ = ["build_parser", "main"]
 
-LONG = ("detect", "tune", "lens", "ablate", "steer", "export", "evaluate", "grid", "study", "demo")
-"""Commands that say at once that they have begun."""
-_RESUMABLE = ("detect", "tune", "grid", "evaluate", "study", "demo")
+LONG = ("detect", "tune", "ablate", "steer", "export", "evaluate", "study", "demo")
+"""Commands that say at once that they have begun, beside those that run one stage."""
+_RESUMABLE = ("detect", "tune", "evaluate", "study", "demo")
 """The same command goes on where it stopped, if it writes a run folder."""
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with (
             log_on_stderr(args.command),
             shown(usual_view()),
-            task(args.command) if args.command in LONG else nullcontext(),
+            task(args.command) if args.command in LONG or args.command in STAGES else nullcontext(),
         ):
             answer = run(args)
         if os.environ.get("RANK", "0") != "0":  # of torchrun or accelerate launch: the first process speaks for all
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        resumes = args.command in _RESUMABLE and args.out is not None and not getattr(args, "dry_run", False)
+        resumable = args.command in _RESUMABLE or args.command in STAGES
+        resumes = resumable and args.out is not None and not getattr(args, "dry_run", False)
         say(f"interrupted; the same command goes on in {args.out}" if resumes else "interrupted; type it again")
         return 130
     return 0

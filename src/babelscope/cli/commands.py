@@ -10,24 +10,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from babelscope.cli.inputs import given, load, load_edit, load_neurons, loading, open_corpora, refuse_file, sets_folder
+from babelscope.cli.inputs import given, load, load_edit, load_neurons, loading, open_corpora, refuse_file
 from babelscope.cli.messages import quieten_transformers, say
 from babelscope.cli.settings import given as typed
+from babelscope.cli.stages import run_stage
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.languages import get_language
 from babelscope.show.describe import atlas_content, describe, made_by, run_state, sets_content
 from babelscope.show.draw import draw, draw_demo, draw_detected, draw_plan, draw_read, draw_selected
 from babelscope.show.edited import before_and_after, draw_before_and_after, draw_exported
-from babelscope.show.evaluated import draw_evaluated, draw_grid
-from babelscope.show.lensed import draw_lens, lens_content
-from babelscope.show.studied import draw_studied, draw_study_plan, draw_template
+from babelscope.show.evaluated import draw_evaluated
+from babelscope.show.studied import draw_stage, draw_studied, draw_study_plan, draw_template
 from babelscope.show.support import draw_support, support, support_markdown
 from babelscope.show.terminal import Screen
 from babelscope.show.tuned import draw_experiment, draw_planned, draw_tuned, write_figures
+from babelscope.stages.contract import STAGES
 
-_RUNS = {"detect": "detect", "tune": "tune", "lens": "lens", "evaluate": "evaluate", "grid": "grid",
-    "study": "study", "demo": "study"}  # fmt: skip
-"""The commands that keep a run folder -> what its run.json says that made it."""
+_RUNS = {"detect": "detect", "tune": "tune", "evaluate": "evaluate"}
+"""Commands whose run folder is of a kind of its own -> the command that run.json names; all others write studies."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> Answer:
         BabelscopeError: as the library.
         RunFolderError: --out is a file or the folder of another command; before minutes of loading a model.
     """
-    if args.command in _RUNS and args.out is not None:
+    if (args.command in (*_RUNS, "study", "demo") or args.command in STAGES) and args.out is not None:
         refuse_file(args.out)
         before = made_by(args.out)
-        if before not in (None, _RUNS[args.command]):
+        if args.command != "select" and before not in (None, _RUNS.get(args.command, "study")):
             raise RunFolderError(f"{args.out} holds a run of babelscope {before}. Give another folder with --out.")
-    return _COMMANDS[args.command](args)
+    return _COMMANDS[args.command](args) if args.command in _COMMANDS else _stage(args)
 
 
 def _detect(args: argparse.Namespace) -> Answer:
@@ -158,23 +158,6 @@ def _experiment(args: argparse.Namespace) -> Answer:
     return Answer(content, lambda screen: draw_experiment(content, screen))
 
 
-def _lens(args: argparse.Namespace) -> Answer:
-    corpora = open_corpora(args, args.corpus)
-    several = [language for language, source in corpora.items() if isinstance(source, list)]
-    if several:
-        raise ConfigError(f"wanted one source per language, found several of {', '.join(several)}. Give a folder.")
-    from babelscope.lens.run import open_prompts, peak_memory, run_lens
-
-    prompts = open_prompts(args.prompts, corpora, args.field, args.seed)
-    words = open_corpora(args, args.words)
-    model, tokenizer = load(args)
-    options = given(args, "profile_documents documents max_tokens new_tokens final_norm identifier top_k grids")
-    options |= given(args, "tuned_documents seed")
-    curve = run_lens(model, tokenizer, corpora, prompts, args.out, words=words, **options)
-    content = lens_content(curve, args.out, peak_memory())
-    return Answer(content, lambda screen: draw_lens(content, screen))
-
-
 def _ablate(args: argparse.Namespace) -> Answer:
     from babelscope.editing.edits import ablate
 
@@ -234,21 +217,6 @@ def _evaluate(args: argparse.Namespace) -> Answer:
         "scores": [score.as_json() for score in found.scores],
     }
     return Answer(content, lambda screen: draw_evaluated(content, screen))
-
-
-def _grid(args: argparse.Namespace) -> Answer:
-    quieten_transformers()
-    from babelscope.editing.stages import Stages
-    from babelscope.evaluation.run import load_sets, run_grid
-
-    sets = load_sets([sets_folder(path) for path in args.neurons])
-    model, tokenizer = load(args)
-    options = given(args, "languages english texts quick dry_run parts ops reference limit seed force data")
-    options |= given(args, "batch_size chat_template english_controls")
-    options |= {"draws": args.task_controls, "text_draws": args.controls}
-    stages = None if args.stages is None else Stages(*args.stages)
-    content = run_grid(model, tokenizer, sets, args.tasks, args.out, name=args.model, stages=stages, **options)
-    return Answer(content, lambda screen: draw_grid(content, screen))
 
 
 def _show(args: argparse.Namespace) -> Answer:
@@ -313,6 +281,14 @@ def _study(args: argparse.Namespace) -> Answer:
     return Answer(content, lambda screen: draw_studied(content, screen))
 
 
+def _stage(args: argparse.Namespace) -> Answer:
+    quieten_transformers()
+    content = run_stage(args)
+    if args.dry_run:
+        return Answer(content, lambda screen: draw_study_plan(content, screen))
+    return Answer(content, lambda screen: draw_stage(content, args.command, screen))
+
+
 def _tinybabel(args: argparse.Namespace) -> Answer:
     from babelscope.tinybabel.tasks import export
 
@@ -331,12 +307,10 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], Answer]] = {
     "detect": _detect,
     "select": _select,
     "tune": _tune,
-    "lens": _lens,
     "ablate": _ablate,
     "steer": _steer,
     "export": _export,
     "evaluate": _evaluate,
-    "grid": _grid,
     "show": _show,
     "merge": _merge,
     "demo": _demo,

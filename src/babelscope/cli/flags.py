@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from babelscope.cli.settings import add_setting
+from babelscope.cli.stages import stage_flags
 from babelscope.cli.values import corpus, count, layers, names, numbers, real, shard, stages, whole
 from babelscope.rules.contract import RULES, all_settings
 from babelscope.tinybabel.grammar import LANGUAGES
@@ -169,36 +170,6 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="the run folder; the same command again resumes it")
 
 
-def _lens(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _model(parser)
-    add(
-        "--corpus", action="append", required=True, type=corpus, metavar="LANGUAGE=SOURCE",
-        help="text that shows which tokens a language has; sources as of detect, two languages or more",
-    )  # fmt: skip
-    add(
-        "--prompts", action="append", required=True, metavar="PROMPTS",
-        help="what the model reads: LANGUAGE=SOURCE, a jsonl file with the fields language and text, or the word "
-        "corpus for documents of the corpora",
-    )  # fmt: skip
-    add("--profile-documents", type=whole, metavar="N", help="of each corpus, from its start (all)")
-    add("--documents", type=whole, default=100, metavar="N", help="prompts per language, drawn at random (%(default)s)")
-    add("--max-tokens", type=whole, default=128, metavar="N", help="cut prompts to this length (%(default)s)")
-    add("--new-tokens", type=whole, default=0, metavar="N", help="read the positions that choose so many new tokens")
-    add("--identifier", metavar="NAME", help="the paper's way: lingua or cld3 names the likeliest token of a position")
-    add("--no-final-norm", dest="final_norm", action="store_false", help="decode inner layers without the final norm")
-    add("--tuned-documents", type=whole, metavar="N", help="use a tuned lens, trained on so many of each corpus")
-    add(
-        "--words", action="append", default=[], type=corpus, metavar="LANGUAGE=SOURCE",
-        help="a word per line, the same in every language: is a word translated from the first on its way in English?",
-    )  # fmt: skip
-    add("--top-k", type=whole, default=5, metavar="N", help="likeliest tokens kept for display (%(default)s)")
-    add("--grids", type=whole, default=1, metavar="N", help="prompts per language kept for display (%(default)s)")
-    _reading(parser, "draw and of the shuffled control")
-    _loading(parser)
-    add("--out", type=Path, required=True, metavar="DIR", help="the run folder; a finished one is shown again")
-
-
 def _ablate(parser: argparse.ArgumentParser) -> None:
     _edit(parser)
     _prompts(parser)
@@ -241,35 +212,6 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _items(parser, at_once=8)
     _forced_loading(parser)
     add("--out", type=Path, metavar="DIR", help="the run folder; the same command again resumes it (nothing is kept)")
-
-
-def _grid(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _model(parser)
-    add(
-        "--neurons", type=Path, nargs="+", required=True, metavar="PATH",
-        help="what babelscope select wrote: its folder, or files named after their language",
-    )  # fmt: skip
-    add("--tasks", type=names, required=True, metavar="TASKS", help="as of evaluate, such as xquad,mgsm or tinybabel")
-    add("--languages", type=names, metavar="LANGUAGES", help="whose neurons (all of --neurons but English)")
-    add("--english", default="en", metavar="LANGUAGE", help="that should be spared (%(default)s)")
-    add("--stages", type=stages, metavar="N,N", help="first and last layers (a quarter and a sixteenth: 8,2 of 32)")
-    add("--parts", type=names, metavar="PARTS", help="such as all,solve-ffn, or solve-equal (all but -equal)")
-    add("--ops", type=names, default=("zero",), metavar="OPS", help="zero, scale=X, clamp=X or mean, several (zero)")
-    _means(parser)
-    add("--texts", metavar="SOURCE", help="held-out texts for bits per byte, {} for the language: tinybabel:{}:test")
-    add("--controls", type=whole, default=20, metavar="N", help="random sets per part, on texts (%(default)s)")
-    add("--task-controls", type=whole, default=5, metavar="N", help="random sets per part, on tasks (%(default)s)")
-    add(
-        "--no-english-controls", dest="english_controls", action="store_false",
-        help="random sets answer tasks in the language only: faster, delta stands alone",
-    )  # fmt: skip
-    _items(parser, at_once=64)
-    add("--seed", type=whole, default=0, metavar="N", help="of the random sets (%(default)s)")
-    add("--quick", action="store_true", help="a look in minutes: three languages, ten items, few controls")
-    _forced_loading(parser)
-    add("--out", type=Path, default=Path("runs/grid"), metavar="DIR", help="the same command resumes it (%(default)s)")
-    add("--dry-run", action="store_true", help="count what would be measured and write nothing")
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
@@ -335,10 +277,6 @@ COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None], str],
         "tinybabel --neurons runs/first/neurons/fr.safetensors --corpus fr=tinybabel:fr --out runs/tuned",
     ),
     (
-        "lens", "show which language each layer speaks", _lens,
-        "tinybabel --corpus fr=tinybabel:fr --corpus en=tinybabel:en --prompts corpus --out runs/lens",
-    ),
-    (
         "ablate", "continue prompts with neurons switched off, beside the intact model", _ablate,
         "tinybabel --neurons runs/first/neurons/fr.safetensors --prompt 'Le marché'",
     ),
@@ -355,8 +293,38 @@ COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None], str],
         "tinybabel --tasks tinybabel --languages fr,en --limit 20",
     ),
     (
-        "grid", "switch off parts of every language's neurons beside random ones; judge the claims", _grid,
-        "tinybabel --neurons runs/first/neurons --tasks tinybabel --quick",
+        "lens", "show which language each layer speaks", stage_flags("lens"),
+        "tinybabel --corpus fr=tinybabel:fr --corpus en=tinybabel:en --prompts corpus --out runs/lens",
+    ),
+    (
+        "damage", "measure every language's texts without each language's neurons, beside random ones",
+        stage_flags("damage"),
+        "tinybabel --neurons runs/first/neurons --held-out tinybabel:{}:test --out runs/damage",
+    ),
+    (
+        "search", "search the layers that understand and generate, on validation texts", stage_flags("search"),
+        "tinybabel --neurons runs/first/neurons --validation tinybabel:{}:validation --understand 1,2 --generate 1 "
+        "--out runs/search",
+    ),
+    (
+        "grid", "switch off parts of every language's neurons beside random ones; judge the claims",
+        stage_flags("grid"),
+        "tinybabel --neurons runs/first/neurons --tasks tinybabel_knowledge --limit 10 --out runs/grid",
+    ),
+    (
+        "steering", "continue English prompts in other languages, beside random neurons; count what came out",
+        stage_flags("steering"),
+        "tinybabel --atlas runs/first --corpus tinybabel:{} --held-out tinybabel:{}:test --languages en,fr --to fr "
+        "--out runs/steering",
+    ),
+    (
+        "evaluation", "score tasks in each language, intact and without its neurons", stage_flags("evaluation"),
+        "tinybabel --neurons runs/first/neurons --tasks tinybabel_knowledge --limit 10 --out runs/tasks",
+    ),
+    (
+        "tuning", "compare trainings: a language's neurons, random ones, LoRA, everything", stage_flags("tuning"),
+        "tinybabel --neurons runs/first/neurons --corpus tinybabel:{} --validation tinybabel:{}:validation "
+        "--held-out tinybabel:{}:test --languages fr --out runs/arms",
     ),
     (
         "show", "look at a run, an atlas, neuron files or a model folder", _show,

@@ -13,7 +13,7 @@ from typing import Any
 from babelscope.artifacts import finite
 from babelscope.progress import clean
 
-_LONG = ("detect", "tune", "lens", "grid")
+_LONG = ("detect", "tune")
 """Where no progress bar is drawn, as in a file, these tell in lines how they go on."""
 
 

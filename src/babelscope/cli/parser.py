@@ -9,7 +9,9 @@ from typing import NoReturn
 
 import babelscope
 from babelscope.cli.flags import COMMANDS
+from babelscope.cli.stages import stage_flags
 from babelscope.errors import did_you_mean
+from babelscope.stages.contract import STAGES
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -24,13 +26,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         SystemExit: 2 for what can't be understood, 0 after --help or --version; what there is to say has been said.
     """
-    parser = build_parser()
+    parser = build_parser(next((word for word in argv if not word.startswith("-")), ""))
     _refuse_slips(parser, argv)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.typed = list(argv)
+    return args
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The commands and their flags."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The commands and their flags.
+
+    Args:
+        command: only this one gets its flags, which take a moment to read from the stages; None: all.
+    """
     parser = _Parser(
         "babelscope",
         description="Find the neurons of a language model that carry a language.",
@@ -43,7 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object")
     common.add_argument("--debug", action="store_true", help="show where an error arose (also BABELSCOPE_DEBUG=1)")
-    for name, about, flags, example in COMMANDS:
+    own = {name for name, *_ in COMMANDS}
+    others = [
+        (name, f"run the stage {name}, which another package brings", stage_flags(name), "MODEL --out DIR")
+        for name in STAGES.names()
+        if name not in own
+    ]
+    for name, about, flags, example in (*COMMANDS, *others):
         made = commands.add_parser(
             name,
             parents=[common],
@@ -53,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # an example is to be copied: it is not wrapped
             allow_abbrev=False,
         )
-        flags(made)
+        if command in (None, name):
+            flags(made)
     return parser
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from babelscope.options import Options, Refused, defaults_of, fields_of, help_of, metavar, read, written
+from babelscope.options import Language, Options, Refused, defaults_of, fields_of, help_of, metavar, read, written
+
+SEVERAL_SOURCES = "one source with {} for the language, or LANGUAGE=SOURCE once per language"
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type[Options], leave_out: Iterable[str] = ()) -> None:
@@ -26,7 +28,12 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Options], leave_out:
 
 
 def add_setting(
-    parser: argparse.ArgumentParser, name: str, annotation: Any, about: str, default: Any = dataclasses.MISSING
+    parser: argparse.ArgumentParser,
+    name: str,
+    annotation: Any,
+    about: str,
+    default: Any = dataclasses.MISSING,
+    flag: str = "",
 ) -> None:
     """Adds the flag of one setting. A flag that is not typed leaves no value, so that the default is the library's.
 
@@ -36,16 +43,48 @@ def add_setting(
         annotation: the type, as `babelscope.options.read` knows it.
         about: the help, as a sentence.
         default: the value without the flag, for the help; missing: the help names none.
+        flag: another flag than that of the name.
     """
     shown = "" if default is dataclasses.MISSING or default is None else f" (default: {written(default)})"
     text = f"{about.rstrip('.')}{shown}".replace("%", "%%")
-    flag = f"--{name.replace('_', '-')}"
-    if _plain(annotation) is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    flag = flag or f"--{name.replace('_', '-')}"
+    if dict[Language, str] in get_args(_plain(annotation)):
+        text = f"{text}; {SEVERAL_SOURCES}"
+        parser.add_argument(flag, dest=name, action=_AddSource, default=argparse.SUPPRESS, metavar="SOURCE", help=text)
+    elif _plain(annotation) is bool:
+        parser.add_argument(
+            flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+        )
     else:
         parser.add_argument(
-            flag, type=_reader(annotation), default=argparse.SUPPRESS, metavar=metavar(annotation), help=text
+            flag,
+            dest=name,
+            type=_reader(annotation),
+            default=argparse.SUPPRESS,
+            metavar=metavar(annotation),
+            help=text,
         )
+
+
+class _AddSource(argparse.Action):
+    """LANGUAGE=SOURCE, once per language, or one source for all."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        language, sign, source = str(values).partition("=")
+        named = bool(sign and language.replace("-", "").isalnum())
+        if before is not None and not (named and isinstance(before, dict)):
+            raise argparse.ArgumentError(self, "wanted LANGUAGE=SOURCE once per language, or one source for all")
+        if not named:
+            setattr(namespace, self.dest, values)
+            return
+        try:
+            code = read(Language, language)
+        except Refused as error:
+            raise argparse.ArgumentError(self, f"wanted {error.wanted}, found {error.found}. {error.remedy}") from None
+        if code in (before or {}):
+            raise argparse.ArgumentError(self, f"wanted one source of {code}, found two. A folder or a glob is one.")
+        setattr(namespace, self.dest, {**(before or {}), code: source})
 
 
 def given(args: argparse.Namespace, names: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:

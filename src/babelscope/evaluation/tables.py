@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from babelscope.errors import MissingDependencyError
 from babelscope.evaluation.cells import BITS
 from babelscope.evaluation.printed import INTACT, Printed, printed
 
@@ -121,85 +120,3 @@ def write_csv(path: Path, table: Sequence[Any]) -> None:
         writer = csv.DictWriter(stream, [field.name for field in fields(table[0])], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in table)
-
-
-def write_parquet(path: Path, table: Sequence[Any]) -> None:
-    """Rows of a dataclass, for pandas and others.
-
-    Raises:
-        MissingDependencyError: pyarrow is not installed.
-    """
-    try:
-        from pyarrow import Table, parquet
-    except ImportError as error:
-        raise MissingDependencyError('Parquet needs pyarrow: pip install "babelscope[files]"') from error
-    parquet.write_table(Table.from_pylist([asdict(row) for row in table]), path)
-
-
-def to_latex(table: Sequence[Summary], model: str) -> str:
-    r"""The summary as a `table` for `\usepackage{booktabs}`, a block of rows for each task."""
-    beside = any(not math.isnan(row.printed_others) for row in table)
-    columns = "llrrr" + ("rr" if beside else "")
-    head = ["Task", "Switched off", "English", "Others", r"$\Delta$"] + ["English$^*$", "Others$^*$"] * beside
-    lines = []
-    for task in dict.fromkeys(row.task for row in table):
-        lines.append(r"\midrule")
-        for row in (each for each in table if each.task == task):
-            digits = 3 if task == BITS else 1
-            cells = [*_named(row), *(_number(v, digits) for v in (row.english, row.others))]
-            cells.append("" if row.part == INTACT else _number(row.delta, digits, "+"))
-            cells += [_number(row.printed_english, 1), _number(row.printed_others, 1)] if beside else []
-            lines.append(_line(cells))
-    note = " $^*$ as the paper prints it." if beside else ""
-    return _as_table(columns, head, lines, f"{_escaped(model)}: scores with neurons switched off.{note}")
-
-
-def to_latex_by_language(table: Sequence[InLanguage], model: str) -> str:
-    """The same of each language's own items: a column for each language, the paper's number in brackets."""
-    languages = list(dict.fromkeys(row.language for row in table))
-    known = {(row.task, row.op, row.part, row.language): row for row in table}
-    lines = []
-    for task in dict.fromkeys(row.task for row in table):
-        lines.append(r"\midrule")
-        for first in {(row.op, row.part): row for row in table if row.task == task}.values():
-            several = [known.get((task, first.op, first.part, language)) for language in languages]
-            lines.append(_line([*_named(first), *("--" if row is None else _beside(row) for row in several)]))
-    note = " In brackets as the paper prints it." if any(not math.isnan(row.printed_others) for row in table) else ""
-    caption = f"{_escaped(model)}: scores of each language with its own neurons switched off.{note}"
-    return _as_table("ll" + "r" * len(languages), ["Task", "Switched off", *languages], lines, caption)
-
-
-def _beside(row: Summary) -> str:
-    number = _number(row.others, 3 if row.task == BITS else 1)
-    # The paper's last digits: two for scores near 0.
-    return number if math.isnan(row.printed_others) else f"{number} ({row.printed_others:g})"
-
-
-def _named(row: Summary) -> list[str]:
-    part = row.part if row.op in ("", "zero") else f"{row.part} ({row.op})"
-    return [_escaped(row.task if row.part == INTACT else ""), _escaped(part)]
-
-
-def _as_table(columns: str, head: Sequence[str], lines: Sequence[str], caption: str) -> str:
-    begin = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _line(head)]
-    end = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}", ""]
-    return "\n".join([*begin, *lines, *end])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    rounded = round(value, digits) + 0.0  # no -0.0
-    return "--" if math.isnan(value) else f"{rounded:{sign}.{digits}f}".replace("-", "$-$")
-
-
-def _escaped(text: str) -> str:
-    special: dict[str, str | int | None] = {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
-    special |= {character: f"\\{character}" for character in "{}$&#_%"}
-    return text.translate(str.maketrans(special))

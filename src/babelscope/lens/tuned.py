@@ -25,6 +25,7 @@ from babelscope.errors import ConfigError, DataError, ProvenanceError
 from babelscope.lens.decode import Unembedding
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity
+from babelscope.progress import task
 
 KIND = "tuned lens"
 HELD_OUT = 64
@@ -141,17 +142,21 @@ class TunedLens:
         plain, begun = _measure(unembedding, measured), _measure(unembedding, deciding)
         learners = list(map(_Learner, lens.weight, lens.bias, begun.divergence, [learning_rate] * len(lens.weight)))
         order, step = _forever(teaching, draw), 0
-        while (learning := [layer for layer, each in enumerate(learners) if each.falls < _FALLS]) and step < max_steps:
-            for batch in islice(order, min(_CHECK, max_steps - step)):
-                step += 1
-                positions = int(batch.counted.sum())
-                for layer, logits_NV, goal_NV in _decoded(unembedding, batch, learning):
-                    learners[layer].learn(logits_NV, goal_NV, positions)
-                for layer in learning:
-                    learners[layer].step()
-            now = _measure(unembedding, deciding, learning).divergence
-            for layer, divergence in zip(learning, now, strict=True):
-                learners[layer].judge(divergence, step)
+        with task("training the tuned lens", max_steps, "steps") as training:
+            while (
+                learning := [layer for layer, each in enumerate(learners) if each.falls < _FALLS]
+            ) and step < max_steps:
+                for batch in islice(order, min(_CHECK, max_steps - step)):
+                    step += 1
+                    positions = int(batch.counted.sum())
+                    for layer, logits_NV, goal_NV in _decoded(unembedding, batch, learning):
+                        learners[layer].learn(logits_NV, goal_NV, positions)
+                    for layer in learning:
+                        learners[layer].step()
+                    training.advance()
+                now = _measure(unembedding, deciding, learning).divergence
+                for layer, divergence in zip(learning, now, strict=True):
+                    learners[layer].judge(divergence, step)
         for each in (*lens.weight, *lens.bias):
             each.requires_grad_(False)
         about = {

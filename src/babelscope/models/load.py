@@ -123,14 +123,31 @@ def load_model(
     return model, tokenizer
 
 
-def load_and_place(name: str | Path, *, device_map: str | None = None, **options: Any) -> tuple[Any, Any]:
-    """As `load_model`; without a device_map, the model goes to this process's GPU where there is one.
+def load_and_place(
+    name: str | Path, *, device: str | None = None, device_map: str | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """As `load_model`; without a device or a device_map, the model goes to this process's GPU where there is one.
 
     device_map="cuda" would do that too, but needs accelerate. torchrun and accelerate launch start a process per GPU
     and number them in LOCAL_RANK.
+
+    Args:
+        name: as of `load_model`.
+        device: where the whole model goes, such as cpu or cuda:1; needs no other package.
+        device_map: as of `load_model`; not beside a device.
+        **options: as of `load_model`.
+
+    Raises:
+        ConfigError: a device that this machine lacks, or both settings; before anything is loaded.
     """
+    if device is not None and device_map is not None:
+        raise ConfigError(f"wanted a device or a device_map, found {device} and {device_map}. Leave one out.")
+    if device is not None:
+        _need_device(device, "device")
     model, tokenizer = load_model(name, device_map=device_map, **options)
-    if device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
+    if device is not None:
+        model.to(device)
+    elif device_map is None and torch.cuda.is_available() and model.device.type == "cpu":
         model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return model, tokenizer
 
@@ -164,14 +181,16 @@ def _need_accelerate() -> None:
         raise MissingDependencyError('device_map needs accelerate: pip install "babelscope[tune]"') from error
 
 
-def _need_device(device_map: str | dict[str, Any]) -> None:
+def _need_device(wanted: str | dict[str, Any], setting: str = "device_map") -> None:
     """ConfigError for a GPU that this machine lacks; PyTorch would fail an assertion."""
-    if not isinstance(device_map, str) or not device_map.startswith("cuda"):
-        return
-    index, count = device_map.removeprefix("cuda").removeprefix(":") or "0", torch.cuda.device_count()
-    if not index.isdecimal() or int(index) >= count:
-        there = ", ".join(["auto", "cpu", *(f"cuda:{number}" for number in range(count))])
-        raise ConfigError(f"wanted a device_map such as {there}, found {device_map!r}. Name one that is there.")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    there = ["cpu", *(["cuda"] if gpus else []), *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
+    if setting == "device_map":
+        if not isinstance(wanted, str) or not wanted.startswith("cuda"):
+            return
+        there = ["auto", *there]
+    if wanted not in there:
+        raise ConfigError(f"wanted a {setting} such as {', '.join(there)}, found {wanted!r}. Name one that is there.")
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from babelscope.progress import clean, duration
+from babelscope.report import tables
+from babelscope.report.reader import read_result
 from babelscope.show.terminal import Screen, wrapped
+
+ROWS = 40
+"""Rows of a table that are printed; the report has all."""
 
 
 def draw_template(path: str, screen: Screen) -> list[str]:
@@ -54,6 +61,20 @@ def draw_studied(content: Mapping[str, Any], screen: Screen) -> list[str]:
     return [*lines, "", f"The report: {report}"]
 
 
+def draw_stage(content: Mapping[str, Any], stage: str, screen: Screen) -> list[str]:
+    """The tables and the claims of a stage that ran alone, and where its folder and the report are."""
+    lines: list[str] = []
+    for model in content["models"]:
+        result = read_result(Path(content["out"]) / model / stage / "result.json")
+        for table in result.tables:
+            shown = [[clean(tables.shown(cell)) for cell in row] for row in table.rows[:ROWS]]
+            lines += [*screen.heading(clean(table.title), f"{model}: {stage}")]
+            lines += [*screen.table(table.columns, shown), ""]
+            if len(table.rows) > ROWS:
+                lines += [f"  and {len(table.rows) - ROWS} more rows in the report", ""]
+    return [*lines, *draw_studied(content, screen), *screen.fields([("folder", content["out"])])]
+
+
 def _claims(content: Mapping[str, Any], screen: Screen) -> list[str]:
     marks = {"holds": "holds", "does not hold": "does not", "undecided": "undecided"}
     lines: list[str] = []
@@ -69,15 +90,3 @@ def _claims(content: Mapping[str, Any], screen: Screen) -> list[str]:
             told = wrapped(f"{found['claim']}. {found['text']}", max(40, screen.width - len(head)))
             lines += [head + told[0], *(" " * len(head) + line for line in told[1:])]
     return lines
-
-
-def duration(seconds: float | None) -> str:
-    """For a person; `?` where nobody knows."""
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    for unit, size in (("days", 86400), ("h", 3600)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min"

@@ -56,13 +56,19 @@ class Stage(ABC, Generic[Settings]):
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the stages whose results it reads."""
     texts: ClassVar[tuple[str, ...]] = ()
-    """The kinds of texts that it reads: `detect`, `held_out`, `validation`."""
+    """The kinds of the study's texts that it reads: `detect`, `held_out`, `validation`."""
+    also_reads: ClassVar[tuple[str, ...]] = ()
+    """The kinds that it reads besides, where its settings ask for them."""
     decides: ClassVar[tuple[str, ...]] = ()
     """Other parts of the study that decide its numbers: `seed`, `select.rule`."""
 
     def required(self, study: Study) -> tuple[str, ...]:
         """Names of the stages that it reads in a given study."""
         return self.needs
+
+    def sources(self, options: Settings, study: Study) -> dict[str, dict[str, str]]:
+        """Kind -> language -> source of its texts: those of `texts`, and others that settings name."""
+        return {kind: study.corpus(kind) for kind in self.texts}
 
     def tasks(self, options: Settings) -> tuple[str, ...]:
         """Names of the tasks that it asks the model, whose items must be there."""

@@ -17,7 +17,7 @@ from babelscope.options import Refused
 from babelscope.progress import Task, task
 from babelscope.report import tables
 from babelscope.stages.size import Size
-from babelscope.stages.study import Model, Split, Study
+from babelscope.stages.study import USUAL, Model, Split, Study
 
 if TYPE_CHECKING:
     from babelscope.detection.atlas import Atlas
@@ -40,7 +40,7 @@ class Loader:
         """A newly loaded model: for training, which changes it."""
         from babelscope.models.load import load_and_place
 
-        names = ("dtype", "device_map", "revision", "trust_remote_code")
+        names = ("dtype", "device", "device_map", "revision", "trust_remote_code")
         with task(f"loading {self.spec.name}"):
             return load_and_place(self.spec.name, **{name: getattr(self.spec, name) for name in names})
 
@@ -113,8 +113,8 @@ class Job:
         self.task.advance(what=name)
 
     def corpus(self, kind: str, code: str) -> Corpus:
-        """A language's texts."""
-        return open_corpus(self.study.corpus(kind)[code], seed=self.study.seed)
+        """A language's texts of one of the kinds that the stage reads."""
+        return open_corpus(self.study.texts(self.stage)[kind][code], self.study.field, self.study.seed)
 
     def texts(self, kind: str, count: int, languages: Iterable[str] | None = None) -> dict[str, list[str]]:
         """The first so many texts that hold something, by language."""
@@ -125,9 +125,11 @@ class Job:
 
     @cached_property
     def atlas(self) -> Atlas:
-        """What `detect` found."""
+        """The atlas that `detect` made, or that the study gives."""
         from babelscope.detection.atlas import Atlas
 
+        if "detect" in self.study.given:
+            return Atlas.load(self.study.given["detect"])
         parts = [Atlas.load(path) for path in sorted((self.folder.parent / "detect").glob("run-*"))]
         whole = parts[0]
         for part in parts[1:]:
@@ -136,11 +138,12 @@ class Job:
 
     @cached_property
     def sets(self) -> dict[str, NeuronSet]:
-        """What `select` chose, by language."""
-        from babelscope.neurons.neuronset import NeuronSet
+        """The sets that `select` chose, or that the study gives, by language."""
+        from babelscope.neurons.files import adopted, load_sets
 
-        folder = self.folder.parent / "select"
-        return {code: NeuronSet.load(folder / f"{code}.safetensors") for code in self.study.languages}
+        sets = load_sets(self.study.given.get("select", [self.folder.parent / "select"]))
+        sets = {code: sets[code] for code in self.study.languages if code in sets}
+        return {code: adopted(each, self.model) for code, each in sets.items()} if self.study.force else sets
 
 
 def spread(values: Iterable[float]) -> Interval:
@@ -180,8 +183,13 @@ def by_rule(job: Job, rule: str) -> dict[str, NeuronSet]:
 
 
 def chosen_split(job: Job) -> Split:
-    """The split that the study gives, or the best that `search` found."""
+    """The split that the study gives, the usual one, or the best that `search` found."""
     split = job.study.split
+    if split == USUAL:
+        from babelscope.editing.stages import Stages
+
+        usual = Stages.usual(job.model.config.get_text_config().num_hidden_layers)
+        return Split(understand=usual.understand, generate=usual.generate)
     return split if isinstance(split, Split) else Split(**job.found("search"))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from babelscope.options import Choice, Language, NonNegative, Options, Refused
 from babelscope.stages.contract import STAGES
 
 SEARCHED: Literal["searched"] = "searched"
+USUAL: Literal["usual"] = "usual"
 KINDS = ("detect", "held_out", "validation")
 """The kinds of texts that a study has."""
 
@@ -21,28 +23,40 @@ class Model(Options):
     """a folder, a Hub name, or tinybabel"""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """of the loaded weights"""
+    device: str | None = None
+    """where the whole model goes, such as cpu or cuda:1; null: the first GPU, else the CPU"""
     device_map: str | None = None
-    """null: the first GPU, else the CPU"""
+    """auto shares the model out over all GPUs; needs accelerate"""
     revision: str | None = None
     """on the Hub"""
     trust_remote_code: bool = False
     """run code that the model brings along"""
 
 
+Sources = str | dict[Language, str]
+"""One source of texts with {} for the language's code, or one per language."""
+
+
 class Corpora(Options):
     """Texts: one source with {} for the language's code, or one per language."""
 
-    detect: str | dict[Language, str]
+    detect: Sources | None = None
     """to find neurons on and to build the lens's profile from"""
-    held_out: str | dict[Language, str]
+    held_out: Sources | None = None
     """other texts, to measure on"""
-    validation: str | dict[Language, str] | None = None
+    validation: Sources | None = None
     """others again, for search and tuning"""
 
     def of_kind(self, kind: str, languages: tuple[str, ...]) -> dict[str, str]:
         """Sources by language."""
-        source = getattr(self, kind) or self.held_out
-        return {code: source.replace("{}", code) if isinstance(source, str) else source[code] for code in languages}
+        return by_language(getattr(self, kind) or self.held_out or {}, languages)
+
+
+def by_language(source: str | Mapping[str, str], languages: Iterable[str]) -> dict[str, str]:
+    """Language -> its source, of those that have one; `{}` in a text stands for the language's code."""
+    if isinstance(source, str):
+        return {code: source.replace("{}", code) for code in languages}
+    return {code: source[code] for code in languages if code in source}
 
 
 class Split(Options):
@@ -60,21 +74,29 @@ class Common(Options):
     models: tuple[str | Model, ...]
     """what is looked at; several are compared"""
     languages: tuple[Language, ...]
-    """codes"""
-    corpora: Corpora
+    """codes of the languages"""
+    corpora: Corpora = dataclasses.field(default_factory=Corpora)
     """texts by language"""
-    stages: tuple[Annotated[str, Choice(STAGES.names)], ...] = field(default_factory=STAGES.names)
+    stages: tuple[Annotated[str, Choice(STAGES.names)], ...] = dataclasses.field(default_factory=STAGES.names)
     """what is done"""
     name: str = "study"
     """of the study"""
     english: Language = "en"
     """the language that is compared with, and that edits should spare"""
     seed: NonNegative = 0
-    """of every draw"""
+    """decides every draw"""
+    field: str = "text"
+    """field of jsonl and parquet files that holds the text"""
     data: str | None = None
     """folder with the benchmarks' files; null: the Hub"""
-    split: Literal["searched"] | Split = SEARCHED
-    """searched, or understand: N and generate: N"""
+    atlas: str | None = None
+    """a run of babelscope detect, or its atlas, in place of the stage detect"""
+    neurons: tuple[str, ...] | None = None
+    """neuron files, or folders of them, in place of the stage select"""
+    split: Literal["searched", "usual"] | Split = SEARCHED
+    """searched, usual (a quarter of the layers and a sixteenth), or understand: N and generate: N"""
+    force: bool = False
+    """accept given neurons that were found in another model of the same shape"""
 
     def check(self) -> None:
         """Two languages at least, and a model."""
@@ -105,9 +127,19 @@ class Study:
         """Sources by language."""
         return self.common.corpora.of_kind(kind, self.common.languages)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Stage -> the files that stand for its result."""
+        files = {"detect": self.common.atlas, "select": self.common.neurons}
+        return {stage: path for stage, path in files.items() if path is not None}
+
     def needs(self, stage: str) -> tuple[str, ...]:
-        """The stages that a stage reads."""
-        return STAGES[stage]().required(self)
+        """The stages that a stage reads, but those whose results are given as files."""
+        return tuple(name for name in STAGES[stage]().required(self) if name not in self.given)
+
+    def texts(self, stage: str) -> dict[str, dict[str, str]]:
+        """Kind -> language -> source of the texts that a stage reads."""
+        return STAGES[stage]().sources(self.sections[stage], self)
 
     def changed(self, **changes: Any) -> Study:
         """The same study with other settings: of all stages by their name, or whole sections by the stage's name."""

@@ -17,6 +17,8 @@ from babelscope.study.yaml_file import YamlFile, read_yaml
 
 __all__ = ["SEARCHED", "Split", "Study", "load_study", "presets", "template", "write_template"]
 
+ENGLISH_WITHOUT_SET = {"grid", "search"}
+"""Stages that read English texts or items, and need no set of English."""
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -90,6 +92,7 @@ def contradictions(study: Study) -> Iterator[Refused]:
             if missing == ["search"]:
                 remedy = "Add search to stages, or give split: {understand: N, generate: N}."
             yield Refused("stages", f"{missing[0]}, which {stage} reads", ", ".join(study.stages), remedy)
+    yield from _given(study)
     yield from _texts(study, codes)
     for stage in STAGES:
         options = study.sections[stage.name]
@@ -100,8 +103,34 @@ def contradictions(study: Study) -> Iterator[Refused]:
             yield from stage().check(options, study)
 
 
+def _given(study: Study) -> Iterator[Refused]:
+    """Results that are given as files and asked for as well; an atlas that stages need and that nobody gives."""
+    for stage, key in (("detect", "atlas"), ("select", "neurons")):
+        if stage in study.given and stage in study.stages:
+            yield Refused("stages", f"no {stage} beside {key}", stage, f"Drop one of them: {key} stands for {stage}.")
+    if "select" in study.given:
+        from babelscope.neurons.files import files_by_language
+
+        there = files_by_language(study.given["select"])
+        spared = {study.english} if set(study.stages) <= ENGLISH_WITHOUT_SET else set()
+        lacking = [code for code in study.languages if code not in there and code not in spared]
+        if lacking:
+            remedy = "Select them, or leave these languages out."
+            yield Refused(
+                "neurons", f"a neuron file of each language ({', '.join(lacking)} too)", ", ".join(there), remedy
+            )
+        if study.select.compare and "detect" not in {*study.stages, *study.given}:
+            remedy = "Give atlas: RUN, or drop it."
+            yield Refused("select.compare", "an atlas to select by other rules from", "none", remedy)
+
+
 def _texts(study: Study, codes: str) -> Iterator[Refused]:
     """Sources that are missing, or that are measured on although they chose something."""
+    for kind in ("detect", "held_out"):
+        readers = [stage for stage in STAGES.names() if stage in study.stages and kind in study.texts(stage)]
+        if readers and getattr(study.corpora, kind) is None:
+            wanted = f"the key {kind} ({help_of(Corpora)[kind]}), which {readers[0]} reads"
+            yield Refused("corpora", wanted, "none", f"Add a line {kind}: ...")
     for kind in KINDS:
         source = getattr(study.corpora, kind)
         if isinstance(source, str) and "{}" not in source:
@@ -118,7 +147,7 @@ def _texts(study: Study, codes: str) -> Iterator[Refused]:
         ("validation", "held_out", "Choose on other texts than those that are reported."),
     ):
         same = set(study.corpus(other).values()) & set(study.corpus(kind).values())
-        if getattr(study.corpora, kind) and same:
+        if getattr(study.corpora, kind) and getattr(study.corpora, other) and same:
             yield Refused(f"corpora.{kind}", f"other texts than corpora.{other}", min(same), remedy)
 
 

@@ -12,22 +12,20 @@ A stage whose key is the same and whose result is there is not run again.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from babelscope import progress, tinybabel
-from babelscope.artifacts import digest, environment, finite, read_json, run_folder, update_run, write_json
-from babelscope.corpora.sources import MIB, open_corpus
+from babelscope import progress
+from babelscope.artifacts import environment, finite, read_json, run_folder, update_run, write_json
+from babelscope.corpora.sources import open_corpus
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.report.reader import read_result
 from babelscope.report.results import KIND, VERSION, slug
@@ -36,6 +34,8 @@ from babelscope.stages.job import Job, Loader, portable
 from babelscope.stages.size import Size
 from babelscope.stages.study import Model, Study
 from babelscope.study.estimate import estimates, work
+from babelscope.study.keys import model_identity, stage_keys, text_identities
+from babelscope.study.log import logged
 from babelscope.study.pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,14 @@ RESULT, KEY, LOG, EARLIER = "result.json", "key.json", "study.log", ".earlier"
 
 
 def run_study(
-    study: Study, source: str, out: Path, *, only: str | None = None, start: str | None = None, shown: bool = True
+    study: Study,
+    source: str,
+    out: Path,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    shown: bool = True,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Runs what a study asks for and is not there yet, and writes the report.
 
@@ -55,6 +62,7 @@ def run_study(
         only: this stage, and before it what it reads if that is missing.
         start: this stage and all later ones anew, whatever is there.
         shown: a progress view on standard error.
+        command: the command that stands beside every result; None: `babelscope study SOURCE --only STAGE ...`.
 
     Returns:
         `out`, `report` (path, or None without the packages it needs), and for each model its results: `stages`
@@ -66,13 +74,13 @@ def run_study(
         RunFolderError: the folder is in use, or holds another study.
     """
     wanted = _chosen(study, only, start)
-    texts = {kind: _identities(study, kind) for kind in {kind for stage in wanted for kind in STAGES[stage].texts}}
+    texts = text_identities(study, wanted)
     _check_tasks(study, wanted)
     names = folder_names(study.models)
-    keys = {name: _keys(study, spec, texts) for name, spec in names.items()}
-    models = {name: {**spec.as_json(), "identity": _identity(spec)} for name, spec in names.items()}
+    keys = {name: stage_keys(study, spec, texts) for name, spec in names.items()}
+    models = {name: {**spec.as_json(), "identity": model_identity(spec)} for name, spec in names.items()}
     about = {"name": study.name, "machine": machine()}
-    with run_folder(out, {"command": "study", "study": study.name}, about), _logged(out / LOG):
+    with run_folder(out, {"command": "study", "study": study.name}, about), logged(out / LOG):
         update_run(
             out, status="running", study=portable(study.as_json()), source=portable(source), models=portable(models),
             stages=[stage for stage in STAGES.names() if stage in study.stages],
@@ -102,7 +110,8 @@ def run_study(
                 label = f"{name} {stage}" if len(names) > 1 else stage
                 with progress.task(label, 1, "cells") as task:
                     whole.estimate = lambda task=task: pace.left(min(1.0, task.done / (task.total or 1)))
-                    _run(study, source, out / name / stage, stage, loader, task)
+                    typed = command or _command(study, source, stage)
+                    _run(study, typed, out / name / stage, stage, loader, task)
                 pace.end()
                 whole.advance()
         wall = {
@@ -131,10 +140,10 @@ def dry_run(study: Study, only: str | None = None, start: str | None = None, out
         ConfigError, DataError: texts on this machine that are not there.
     """
     wanted = _chosen(study, only, start)
-    for kind in {kind for stage in wanted for kind in STAGES[stage].texts}:
-        for source in study.corpus(kind).values():
-            if not source.startswith("hub:"):
-                open_corpus(source)
+    sources = (source for stage in wanted for kind in study.texts(stage).values() for source in kind.values())
+    for source in dict.fromkeys(sources):
+        if not source.startswith("hub:"):
+            open_corpus(source)
     models = {}
     for name, spec in folder_names(study.models).items():
         size = Size.of(spec)
@@ -187,59 +196,6 @@ def _chosen(study: Study, only: str | None, start: str | None) -> list[str]:
     return [stage for stage in STAGES.names() if stage in wanted]
 
 
-def _keys(study: Study, spec: Model, texts: dict[str, dict[str, str]]) -> dict[str, str]:
-    """What decides each stage's numbers, as a digest: settings, model, texts and the keys of the stages it reads."""
-    said, keys = study.as_json(), dict[str, str]()
-    model = {"identity": _identity(spec), "dtype": spec.dtype}
-    for stage in STAGES:
-        if any(kind not in texts for kind in stage.texts):
-            continue  # of a stage that is not wanted
-        settings: dict[str, Any] = {}
-        for name in (stage.name, *stage.decides):
-            outer, _, inner = name.partition(".")
-            settings[name] = said[outer][inner] if inner else said[outer]
-        if "data" in stage.decides:
-            settings["files"] = _listing(study.data)
-        content = {
-            "stage": stage.name,
-            "model": model,
-            "settings": settings,
-            "inputs": [keys[name] for name in study.needs(stage.name) if name in keys],
-            "version": VERSION,
-            "texts": {kind: texts[kind] for kind in stage.texts},
-        }
-        keys[stage.name] = digest(content)
-    return keys
-
-
-def _identities(study: Study, kind: str) -> dict[str, str]:
-    """What tells the texts of each language from changed ones. Opening them refuses what is missing."""
-    return {code: open_corpus(source, seed=study.seed).identity() for code, source in study.corpus(kind).items()}
-
-
-def _identity(spec: Model) -> str:
-    """What tells a model from another without loading it: its files' sizes and ends; for a Hub name, the revision."""
-    folder = tinybabel.MODEL if spec.name == tinybabel.NAME else Path(spec.name).expanduser()
-    if not folder.is_dir():
-        return f"{spec.name}@{spec.revision or 'main'}"
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model")):
-        size = path.stat().st_size
-        total.update(f"{path.name} {size}".encode())
-        with path.open("rb") as stream:
-            total.update(stream.read(MIB))
-            stream.seek(max(0, size - MIB))
-            total.update(stream.read(MIB))
-    return total.hexdigest()[:32]
-
-
-def _listing(data: str | None) -> list[tuple[str, int]] | None:
-    if data is None:
-        return None
-    folder = Path(data).expanduser()
-    return sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
-
-
 def _check_tasks(study: Study, wanted: Sequence[str]) -> None:
     """Refuses a task without items in any language that is asked, and a data folder that isn't there."""
     from babelscope.evaluation.tasks.benchmarks import find
@@ -288,7 +244,11 @@ def _told(folder: Path) -> dict[str, Any]:
     return read_json(folder / RESULT)
 
 
-def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, task: progress.Task) -> None:
+def _command(study: Study, source: str, stage: str) -> str:
+    return f"babelscope study {shlex.quote(portable(source))} --only {stage} --out runs/{slug(study.name)}"
+
+
+def _run(study: Study, command: str, folder: Path, stage: str, loader: Loader, task: progress.Task) -> None:
     """Runs a stage and writes its result, last."""
     logger.info("%s: %s begins", folder.parent.name, stage)
     begun = [path.name for path in folder.iterdir()] != [KEY]
@@ -300,7 +260,7 @@ def _run(study: Study, source: str, folder: Path, stage: str, loader: Loader, ta
     content = {
         "kind": KIND, "version": VERSION, "stage": stage, "model": portable(loader.spec.name), "title": kind.title,
         "seconds": seconds, "how": section.how,
-        "command": f"babelscope study {shlex.quote(portable(source))} --only {stage} --out runs/{slug(study.name)}",
+        "command": command,
         "findings": [asdict(each) for each in section.findings],
         "tables": [asdict(each) for each in section.tables], "figures": [asdict(each) for each in section.figures],
     }  # fmt: skip
@@ -340,29 +300,3 @@ def _summary(folder: Path, study: Study, ran: list[tuple[str, str]], name: str) 
         ],
         "findings": [{"stage": each.stage, **asdict(finding)} for each in results for finding in each.findings],
     }
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Every library's warnings and this one's messages, with the time, in a file that grows; off the terminal."""
-    root, library = logging.getLogger(), logging.getLogger("babelscope")
-    handler, level = logging.FileHandler(path, encoding="utf-8"), library.level
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
-    shown = {each: each.level for each in library.handlers}
-    for each in shown:
-        each.setLevel(max(each.level, logging.WARNING))
-    library.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    try:
-        yield
-    except BaseException as error:
-        logger.error("stopped: %s: %s", type(error).__name__, error)
-        raise
-    finally:
-        logging.captureWarnings(False)
-        library.setLevel(level)
-        for each, before in shown.items():
-            each.setLevel(before)
-        root.removeHandler(handler)
-        handler.close()
