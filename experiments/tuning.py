@@ -1,8 +1,8 @@
-"""Does it matter which neurons are trained? Texts and file of an experiment for `babelscope tune --experiment`.
+"""Does it matter which neurons are trained? Texts and study file of a comparison of trainings.
 
     python experiments/tuning.py tinybabel OUT
     python experiments/tuning.py real OUT --model MODEL --corpora CORPORA/{}.txt --parallel sw=swa.txt --parallel ...
-    babelscope detect ...; babelscope tune --experiment OUT/experiment.json --out OUT/run     (as this script prints)
+    babelscope study OUT/study.yaml --out OUT/run     (as this script prints)
 
 tinybabel: the four low-resource languages, on documents like those of the model's training (half of them solved tasks,
 of indices that the training did not reach), scored on the four tasks and on bits per byte. real: Swahili and Indonesian
@@ -20,6 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from babelscope.tinybabel.grammar import LANGUAGES
 from babelscope.tinybabel.recipe import training_document
 from babelscope.tinybabel.tasks import TASKS, items
@@ -33,7 +35,7 @@ UNSEEN = 1_000_000
 
 
 def main() -> None:
-    """Writes the texts and experiment.json."""
+    """Writes the texts and study.yaml."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("world", choices=("tinybabel", "real"))
     parser.add_argument("out", type=Path)
@@ -46,32 +48,32 @@ def main() -> None:
     parser.add_argument("--documents", default="400")
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
-    asked = {
-        "model": options.model,
-        "neurons": {"contrast": {"budget": options.budget}},
-        "detection": str(options.out / "detection"),
-        "documents": [int(each) for each in options.documents.split(",")],
-        "seeds": list(range(options.seeds)),
-    }
-    asked |= tinybabel(options.out, options.kept) if options.world == "tinybabel" else real(options)
-    if not options.kept:
-        asked["neurons"]["minimum"] = {"rule": "minimum", "budget": options.budget}
+    texts, tuning = tinybabel(options.out, options.kept) if options.world == "tinybabel" else real(options)
+    tuning |= {"documents": [int(count) for count in options.documents.split(",")], "seeds": list(range(options.seeds))}
+    if options.kept:
+        tuning |= {"arms": ["neurons", "random", "lora", "full"], "others_at_most": 1, "texts": 50, "epochs": 3}
+        tuning |= {"learning_rates": [1e-2], "full_learning_rates": [1e-3], "evaluations": 4, "patience": 9}
     else:
-        asked["random"] = 1
-        asked["rates"] = {"neurons": [1e-2], "lora": [3e-3], "full": [1e-3]}
-        asked["recipe"] = {"epochs": 3, "evaluations": 4, "patience": 9, "others_at_most": 1}
-        asked["texts"] = 50
-    (options.out / "experiment.json").write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-    codes = [*asked["languages"], *asked["others"]]
-    source = "tinybabel:{}" if options.world == "tinybabel" else asked["corpus"]
-    corpora = " ".join(f"--corpus {code}={source.replace('{}', code)}" for code in codes)
-    precise = "--documents 300 --dtype float32" if options.kept else "--documents 150"
-    print(f"babelscope detect {options.model} {corpora} {precise} --out {asked['detection']}")
-    print(f"babelscope tune --experiment {options.out / 'experiment.json'} --out {options.out / 'run'}")
+        tuning |= {"arms": ["neurons", "minimum", "random", "lora", "full"], "random": 2, "texts": 100}
+    study = {
+        "name": f"tuning-{options.world}",
+        "models": [{"name": options.model, "dtype": "float32"}],
+        **texts,
+        "stages": ["detect", "select", "tuning"],
+        "detect": {"documents": 300 if options.kept else 150},
+        "select": {"budget": options.budget},
+        "tuning": tuning,
+    }
+    (options.out / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    print(f"babelscope study {options.out / 'study.yaml'} --out {options.out / 'run'}")
 
 
-def tinybabel(out: Path, kept: bool) -> dict[str, Any]:
-    """Writes the documents of the four languages, or their pages and those of all ten to keep them by."""
+def tinybabel(out: Path, kept: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the documents of the four languages, or their pages and those of all ten to keep them by.
+
+    Returns:
+        The texts and languages of the study, and settings of the stage tuning.
+    """
     if not kept:
         alternate(out)
     else:
@@ -80,16 +82,18 @@ def tinybabel(out: Path, kept: bool) -> dict[str, Any]:
                 starts = range(first, first + pages * PAGE, PAGE)
                 texts = ("\n".join(training_document(code, at + each) for each in range(PAGE)) for at in starts)
                 write(out / name / f"{code}.jsonl", texts)
-    return {
-        "languages": LOW_RESOURCE,
-        "others": [code for code in LANGUAGES if code not in LOW_RESOURCE],
-        "corpus": str(out / "corpus" / "{}.jsonl"),
-        "keep": str(out / "keep" / "{}.jsonl") if kept else None,
-        "validation": "tinybabel:{}:validation",
-        "test": "tinybabel:{}:test",
-        "tasks": ["tinybabel"],
-        "limit": 200,
+    texts = {
+        "languages": list(LANGUAGES),
+        "corpora": {
+            "detect": "tinybabel:{}",
+            "validation": "tinybabel:{}:validation",
+            "held_out": "tinybabel:{}:test",
+        },
     }
+    tasks = [f"tinybabel_{task}" for task in TASKS]
+    keep = {"keep": str(out / "keep" / "{}.jsonl")} if kept else {}
+    train = {"train": str(out / "corpus" / "{}.jsonl")}
+    return texts, {"languages": list(LOW_RESOURCE), "tasks": tasks, "limit": 200, **train, **keep}
 
 
 def alternate(out: Path) -> None:
@@ -106,8 +110,8 @@ def start(task: str) -> int:
     return 0 if task == "knowledge" else UNSEEN
 
 
-def real(options: argparse.Namespace) -> dict[str, Any]:
-    """Cuts files of lines into documents and texts."""
+def real(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cuts files of lines into documents and texts; returns as `tinybabel`."""
     parallel = dict(item.split("=", 1) for item in options.parallel)
     for code, path in parallel.items():
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -116,12 +120,13 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
         for name, part in parts.items():
             joined = (" ".join(part[at : at + options.join]) for at in range(0, len(part), options.join))
             write(options.out / name / f"{code}.jsonl", joined)
-    return {
-        "languages": [code for code in ("sw", "id") if code in parallel],
-        "others": [code for code in parallel if code not in ("sw", "id")],
-        **{name: str(options.out / name / "{}.jsonl") for name in ("corpus", "validation", "test")},
-        "keep": str(options.out / "corpus" / "{}.jsonl") if options.kept else None,
-    }
+    names = {"detect": "corpus", "validation": "validation", "held_out": "test"}
+    corpora = {kind: str(options.out / name / "{}.jsonl") for kind, name in names.items()}
+    tuning = {"languages": [code for code in ("sw", "id") if code in parallel]}
+    return (
+        {"languages": list(parallel), "corpora": corpora},
+        tuning | ({"keep": corpora["detect"]} if options.kept else {}),
+    )
 
 
 def write(path: Path, texts: Iterable[str]) -> None:

@@ -477,7 +477,6 @@ def test_sets_of_a_grid_may_be_given_by_their_run(run, finished, tmp_path):
     [
         ("", "wanted MODEL, --neurons and --corpus, found no MODEL, no --neurons, no --corpus. Add it."),
         ("m --corpus fr=tinybabel:fr", "found no --neurons. Add it."),
-        ("m --dry-run", "--dry-run counts the cells of an --experiment"),
     ],
 )
 def test_what_a_training_lacks(run, tmp_path, words, expected):

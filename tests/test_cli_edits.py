@@ -226,11 +226,12 @@ def test_errors_explain_themselves(
 
 
 def test_neurons_that_are_not_there(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
-    there = f"There are {place.atlas}, {place.fr}, {place.zh}."
+    there = f"There are {place.fr}, {place.zh}."
+    (tmp_path / "empty").mkdir()
     german = place.fr.with_name("de.safetensors")
     for path, expected in (
-        (german, f"wanted a neuron file, found nothing at {german}. {there}"),
-        (place.fr.parent, f"wanted a neuron file, found a folder at {place.fr.parent}. {there}"),
+        (german, f"wanted a neuron file or a folder of them, found nothing at {german}. {there}"),
+        (tmp_path / "empty", f"found a folder without any at {tmp_path / 'empty'}. babelscope select writes them."),
         (tmp_path / "a" / "b", f"found nothing at {tmp_path / 'a' / 'b'}. babelscope select writes them."),
     ):
         for command in (
@@ -243,12 +244,19 @@ def test_neurons_that_are_not_there(capsys: pytest.CaptureFixture[str], place: P
             assert (code, expected in err) == (1, True)
 
 
-def test_the_neurons_of_a_run_are_named(capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path) -> None:
-    (tmp_path / "neurons").mkdir()
-    copied = tmp_path / "neurons" / "fr.safetensors"
-    copied.write_bytes(place.fr.read_bytes())
-    _, _, err = run(capsys, "ablate", "no-model", "--neurons", tmp_path, "--prompt", "a")
-    assert f"found a folder at {tmp_path}. There are {copied}." in err
+def test_neurons_of_files_of_a_folder_and_of_a_run_are_the_same(
+    capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
+) -> None:
+    for file in (place.fr, place.zh):
+        (tmp_path / "neurons").mkdir(exist_ok=True)
+        (tmp_path / "neurons" / file.name).write_bytes(file.read_bytes())
+    told = []
+    for paths in ([place.fr, place.zh], [tmp_path / "neurons"], [tmp_path], [place.fr.parent]):
+        shown = answer(capsys, "ablate", place.model, "--neurons", *paths, "--prompt", "a", "--max-new-tokens", 4)
+        told.append((shown["edit"], shown["continuations"]))
+    assert told == [told[0]] * 4
+    both = NeuronSet.load(place.fr) | NeuronSet.load(place.zh)
+    assert told[0][0] == f"zero of {both!r}"
 
 
 def test_means_reach_evaluate(

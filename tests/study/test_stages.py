@@ -220,7 +220,9 @@ def test_a_number_in_a_sentence():
     assert between(Interval(-0.00002, -0.3, 0.3)) == "0.00 [−0.30, 0.30]"
     assert between(Interval(0.5, -math.inf, math.inf)) == "0.500"
     assert [_who(each) for each in ("sw", "all")] == ["Swahili", "mean"]
-    assert _said("sw, 50 documents, bits: random is best") == "Swahili, 50 documents, bits: random is best"
+    verdict = "sw, 50 documents, bits: random is best, not to be told from neurons"
+    told = "Swahili, 50 documents, bits: random is best, not to be told from lape"
+    assert _said(verdict, {"random": "random", "neurons": "lape"}) == told
 
 
 def test_settings_without_the_machines_folders():

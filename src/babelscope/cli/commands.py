@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from babelscope.cli.inputs import given, load, load_edit, load_neurons, loading, open_corpora, refuse_file
+from babelscope.cli.inputs import given, load, load_edit, load_for_training, load_neurons, open_corpora, refuse_file
 from babelscope.cli.messages import quieten_transformers, say
 from babelscope.cli.settings import given as typed
 from babelscope.cli.stages import run_stage
@@ -23,7 +23,7 @@ from babelscope.show.evaluated import draw_evaluated
 from babelscope.show.studied import draw_stage, draw_studied, draw_study_plan, draw_template
 from babelscope.show.support import draw_support, support, support_markdown
 from babelscope.show.terminal import Screen
-from babelscope.show.tuned import draw_experiment, draw_planned, draw_tuned, write_figures
+from babelscope.show.tuned import draw_training_plan, draw_tuned
 from babelscope.stages.contract import STAGES
 
 _RUNS = {"detect": "detect", "tune": "tune", "evaluate": "evaluate"}
@@ -99,10 +99,6 @@ def _select(args: argparse.Namespace) -> Answer:
 
 
 def _tune(args: argparse.Namespace) -> Answer:
-    if args.experiment is not None:
-        return _experiment(args)
-    if args.dry_run:
-        raise ConfigError("--dry-run counts the cells of an --experiment; one training has none. Leave it out.")
     wanted = {"MODEL": args.model, "--neurons": args.neurons, "--corpus": args.corpus}
     missing = [name for name, value in wanted.items() if not value]
     if missing:
@@ -116,14 +112,19 @@ def _tune(args: argparse.Namespace) -> Answer:
             f"{' and several sources of ' + ', '.join(several) if several else ''}. A folder or a glob is one source."
         )
     quieten_transformers()
-    from babelscope.models.load import load_model
+    from babelscope.tuning.plan import plan_training
     from babelscope.tuning.proof import write_merged
     from babelscope.tuning.train import ADAPTER, HISTORY, MERGED, tune
 
     neurons = load_neurons(args.neurons)
-    model, tokenizer = load_model(args.model, **loading(args))
+    model, tokenizer = load_for_training(args)
     ((language, corpus),) = corpora.items()
-    options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share others_at_most force seed")
+    options = given(args, "documents max_tokens batch_size epochs learning_rate keep_share others_at_most seed")
+    if args.dry_run:
+        planned = {"dry_run": True, **plan_training(model, tokenizer, neurons, corpus, language=language,
+                                                    held_out=held_out, **options)}  # fmt: skip
+        return Answer(planned, lambda screen: draw_training_plan(planned, screen))
+    options["force"] = args.force
     result = tune(
         model, tokenizer, neurons, corpus, language=language, held_out=held_out, keep=keep, run_dir=args.out,
         **options,
@@ -136,26 +137,9 @@ def _tune(args: argparse.Namespace) -> Answer:
         "before": result.before, "after": result.after,
     }  # fmt: skip
     if args.merge and os.environ.get("RANK", "0") == "0":  # of several processes the first
-        base, _ = load_model(args.model, **loading(args))
+        base, _ = load_for_training(args)
         content["merged"] = write_merged(result.merge(), tokenizer, base, neurons, args.out / MERGED)
     return Answer(content, lambda screen: draw_tuned(content, screen))
-
-
-def _experiment(args: argparse.Namespace) -> Answer:
-    if args.model is not None or args.neurons is not None or args.corpus or args.held_out or args.keep or args.merge:
-        raise ConfigError("an --experiment says all of it in its file. Leave out MODEL and the other flags but --out.")
-    quieten_transformers()
-    from babelscope.tuning.bench import plan_experiment, run_experiment
-    from babelscope.tuning.experiment import Experiment
-
-    experiment = Experiment.load(args.experiment)
-    if args.dry_run:
-        planned = plan_experiment(experiment)
-        return Answer(planned, lambda screen: draw_planned(planned, screen))
-    found = run_experiment(experiment, args.out, say)
-    content = {"out": str(args.out), **found.as_json()}
-    content["files"] = write_figures(args.out, content["rows"])
-    return Answer(content, lambda screen: draw_experiment(content, screen))
 
 
 def _ablate(args: argparse.Namespace) -> Answer:
@@ -173,7 +157,7 @@ def _steer(args: argparse.Namespace) -> Answer:
     if args.by == "neurons":
         if args.layers is not None:
             raise ConfigError("--layers goes with --by means: neurons have their own layers. Leave it out.")
-        target, source = load_neurons(Path(to)), load_neurons(Path(away))
+        target, source = load_neurons([Path(to)]), load_neurons([Path(away)])
         model, tokenizer = load(args)
         factor = 2.0 if args.factor is None else args.factor
         edited: Any = steer(model, target, source, factor=factor, force=args.force)

@@ -17,6 +17,9 @@ KERNELS = ("auto", "triton", "compiled", "eager", "reference")
 """As in the library, where these can't be had without torch; a test compares."""
 
 
+NEURONS = "neuron files that babelscope select wrote, a folder of them, or a run folder; several are joined"
+
+
 # Flags that several commands have
 
 
@@ -29,7 +32,8 @@ def _model(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
 def _loading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--dtype", default="auto", metavar="NAME", help="of the loaded weights: float32, bfloat16, ... (as saved)")
-    add("--device-map", metavar="MAP", help="auto, cpu, cuda:1, ...; needs accelerate (the first GPU, else the CPU)")
+    add("--device", metavar="DEVICE", help="where the model goes: cpu, cuda:1, mps (the first GPU, else the CPU)")
+    add("--device-map", metavar="MAP", help="auto shares the model out over all GPUs; needs accelerate")
     add("--revision", metavar="R", help="branch, tag or commit on the Hub")
     add("--trust-remote-code", action="store_true", help="run code that the model brings along")
 
@@ -63,7 +67,7 @@ def _means(parser: argparse.ArgumentParser) -> None:
 def _edit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model(parser)
-    add("--neurons", type=Path, required=True, metavar="FILE", help="what babelscope select wrote")
+    add("--neurons", type=Path, nargs="+", required=True, metavar="NEURONS", help=NEURONS)
     _operation(parser, "zero, scale, clamp, mean, median or resample")
     add(
         "--reference", metavar="SOURCE",
@@ -139,7 +143,7 @@ def _select(parser: argparse.ArgumentParser) -> None:
 def _tune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _model(parser, nargs="?")
-    add("--neurons", type=Path, metavar="FILE", help="what babelscope select wrote")
+    add("--neurons", type=Path, nargs="+", metavar="NEURONS", help=NEURONS)
     add(
         "--corpus", action="append", default=[], type=corpus, metavar="LANGUAGE=SOURCE",
         help="documents to train on, such as sw=swahili.txt; sources as of detect",
@@ -165,8 +169,7 @@ def _tune(parser: argparse.ArgumentParser) -> None:
     _reading(parser, "draw and of the order")
     add("--merge", action="store_true", help="also write the merged model, and prove that nothing else has changed")
     _forced_loading(parser)
-    add("--experiment", type=Path, metavar="FILE", help="instead of all else: arms to compare, in JSON")
-    add("--dry-run", action="store_true", help="print an experiment's cells and cost, and write nothing")
+    add("--dry-run", action="store_true", help="print steps, parameters and time, and write nothing")
     add("--out", type=Path, required=True, metavar="DIR", help="the run folder; the same command again resumes it")
 
 
@@ -206,7 +209,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="mgsm, xquad, xcsqa, xlsum or variants of them, tinybabel, or any of lm-evaluation-harness",
     )  # fmt: skip
     add("--languages", type=names, metavar="LANGUAGES", help="such as en,fr (all that the task has)")
-    add("--neurons", type=Path, metavar="FILE", help="what babelscope select wrote, to be switched off (none)")
+    add("--neurons", type=Path, nargs="+", metavar="NEURONS", help=f"to be switched off: {NEURONS} (none)")
     _operation(parser, "zero, scale, clamp or mean")
     _means(parser)
     _items(parser, at_once=8)

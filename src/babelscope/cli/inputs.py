@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babelscope.cli.messages import quieten_transformers
-from babelscope.errors import ConfigError, DataError, RunFolderError
+from babelscope.errors import ConfigError, RunFolderError
 from babelscope.languages import get_language
 from babelscope.progress import task
 
@@ -22,8 +22,8 @@ def given(args: argparse.Namespace, names: str) -> dict[str, Any]:
 
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that `load_model` takes."""
-    return given(args, "dtype device_map revision trust_remote_code")
+    """The flags that `load_and_place` takes."""
+    return given(args, "dtype device device_map revision trust_remote_code")
 
 
 def load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any]:
@@ -35,29 +35,28 @@ def load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any]:
         return load_and_place(args.model, **loading(args), **options)
 
 
+def load_for_training(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model where --device or --device-map say; without them on the CPU, from where the Trainer takes it."""
+    if args.device is not None:
+        return load(args)
+    from babelscope.models.load import load_model
+
+    options = {name: value for name, value in loading(args).items() if name != "device"}
+    with task(f"loading {args.model}"):
+        return load_model(args.model, **options)
+
+
 def refuse_file(folder: Path) -> None:
     """RunFolderError where a folder is to be written, but a file is."""
     if folder.is_file():
         raise RunFolderError(f"{folder} is a file. Give a folder with --out.")
 
 
-def sets_folder(path: Path) -> Path:
-    """Of a run folder, where `select` writes to unless told; of anything else, itself."""
-    return path / "neurons" if (path / "neurons").is_dir() else path
+def load_neurons(paths: Iterable[Path]) -> NeuronSet:
+    """All neurons of some files, of folders of them, or of run folders."""
+    from babelscope.neurons.files import load_union
 
-
-def load_neurons(path: Path) -> NeuronSet:
-    """A neuron file; DataError says which there are, if it isn't there or is their folder."""
-    from babelscope.neurons.neuronset import NeuronSet
-
-    if not path.is_file():
-        folder = sets_folder(path if path.is_dir() else path.parent)
-        there = ", ".join(str(each) for each in sorted(folder.glob("*.safetensors")))
-        raise DataError(
-            f"wanted a neuron file, found {'a folder' if path.is_dir() else 'nothing'} at {path}. "
-            + (f"There are {there}." if there else "babelscope select writes them.")
-        )
-    return NeuronSet.load(path)
+    return load_union(paths)
 
 
 def open_corpora(args: argparse.Namespace, named: Iterable[tuple[str, str]]) -> dict[str, Any]:

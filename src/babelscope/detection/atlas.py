@@ -13,6 +13,7 @@ import babelscope
 from babelscope.artifacts import read_tensors, write_tensors
 from babelscope.errors import ConfigError, DataError, ProvenanceError
 from babelscope.languages import get_language
+from babelscope.neurons.files import ATLAS
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.neurons.statistics import Layout, Statistics, layout_from_json, layout_to_json
 from babelscope.rules.contract import options_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KIND = "atlas"
-FILE = "atlas.safetensors"
+FILE = ATLAS
 
 
 @dataclass

@@ -18,6 +18,8 @@ from babelscope.neurons.neuronset import NeuronSet
 
 FOLDER = "neurons"
 """The folder in a run folder where `babelscope select` writes neuron files unless told otherwise."""
+ATLAS = "atlas.safetensors"
+"""The file of an atlas, which may lie beside neuron files."""
 
 
 def neuron_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -35,10 +37,10 @@ def neuron_files(paths: Iterable[str | Path]) -> list[Path]:
             files.append(path)
             continue
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
-        there = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        there = [file for file in sorted(folder.glob("*.safetensors")) if file.name != ATLAS]
         if not there:
             beside = path.parent / FOLDER if (path.parent / FOLDER).is_dir() else path.parent
-            near = ", ".join(map(str, sorted(beside.glob("*.safetensors"))[:8]))
+            near = ", ".join(str(file) for file in sorted(beside.glob("*.safetensors"))[:8] if file.name != ATLAS)
             found = "a folder without any" if path.is_dir() else "nothing"
             raise DataError(
                 f"wanted a neuron file or a folder of them, found {found} at {path}. "

@@ -191,7 +191,7 @@ def tune(
         "keep": {name: each.identity() for name, each in others.items()},
         "recipe": {name: getattr(plan, name) for name in Recipe.__dataclass_fields__},
     }
-    texts, tests = _texts(source, sources, target, tokenizer, plan)
+    texts, tests = training_texts(source, sources, target, tokenizer, plan)
     with _folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
         if run_dir is not None and (folder / HISTORY).exists():
             logger.info("%s is finished already; nothing to do", folder)
@@ -224,7 +224,7 @@ def pack(tokenizer: Any, texts: Iterable[str], max_tokens: int) -> list[dict[str
     return blocks
 
 
-def _texts(
+def training_texts(
     source: Corpus, sources: Mapping[str, Corpus], target: str, tokenizer: Any, plan: Recipe
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The documents to train on, and the held-out texts by language, the target first."""
