@@ -341,7 +341,7 @@ def test_paths_that_hold_nothing_to_show(tmp_path):
     with pytest.raises(DataError, match="wanted a JSON object"):
         describe.describe(tmp_path)
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match=": not JSON"):
         describe.describe(tmp_path)
 
 

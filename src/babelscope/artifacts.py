@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from babelscope.errors import DataError, RunFolderError
+from babelscope.textfiles import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +44,12 @@ def finite(content: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; DataError says what is wrong with the file."""
+    if not path.exists():
+        raise DataError(f"no file {path}. Check the path.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no file {path}. Check the path.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not JSON ({error}). Delete it and make it again.") from None
+        content = parse_json(read_text(path), str(path))
+    except DataError as error:
+        raise DataError(f"{error} Delete it and make it again.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: wanted a JSON object, found a {type(content).__name__}. Make the file again.")
     return content

@@ -17,18 +17,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from babelscope import tinybabel
 from babelscope.corpora.batching import (
     Batch,
     SkipCounts,
-    TokenizedDocument,
     batches,
     padding_id,
     prefetched,
     sample_documents,
 )
 from babelscope.corpora.sources import Corpus, open_corpus
+from babelscope.corpora.tokens import TokenizedDocument
 from babelscope.errors import ConfigError, DataError
 
 BOS, EOS = 0, 1
@@ -123,11 +124,15 @@ def test_a_tokenizer_in_python() -> None:
     assert counts.too_short == 1
 
 
-def test_half_a_character_is_an_error_that_names_the_document(tmp_path: Path) -> None:
+def test_half_a_character_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in ("whole", "half \ud83d")))
-    with pytest.raises(DataError, match=r"x\.jsonl: document 1 isn't valid Unicode: .* at character 5; repair"):
-        sample(path)
+    path.write_text("\n".join(json.dumps({"text": text}) for text in ("whole", "half \ud83d", "\ud83d\ude00 \udc00")))
+    documents, counts = sample(path)
+    decoded = [byte_tokenizer().decode(document.ids, skip_special_tokens=True) for document in documents]
+    assert decoded == ["whole", "half \ufffd", "😀 \ufffd"]
+    assert counts.used == 3
+    assert "document 1 holds half a character" in caplog.text
+    assert "2 documents hold" in caplog.text
 
 
 @pytest.mark.parametrize(("pad", "eos", "expected"), [(5, 1, 5), (0, 1, 0), (None, 1, 1), (None, None, 0)])
@@ -610,3 +615,33 @@ def test_from_text_to_batches(tmp_path: Path) -> None:
     assert batch.document_index.tolist() == [2, 3, 0, 4]
     assert batch.position.tolist() == [1, 2, 0, 3]
     assert str(counts) == "4 of 5 documents used, 1 empty, 1 of the used cut to 3 tokens"
+
+
+@pytest.mark.parametrize(
+    "text", ["l'été, " * 400, "été" * 1000, "a" * 3000, "日本語のテキスト。" * 300, " " * 4000 + "x"]
+)
+@pytest.mark.parametrize("max_tokens", [2, 16, 50])
+def test_a_part_of_a_long_text_gives_the_same_tokens(text: str, max_tokens: int) -> None:
+    for tokenizer in (byte_tokenizer(), AutoTokenizer.from_pretrained(tinybabel.MODEL), ByT5Tokenizer()):
+        (document,), _ = sample([text], tokenizer=tokenizer, max_tokens=max_tokens, min_tokens=1)
+        whole = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+        assert document.ids.tolist() == whole
+        assert document.cut == (len(tokenizer(text, verbose=False)["input_ids"]) > max_tokens)
+
+
+def test_no_more_of_a_text_is_tokenised_than_its_tokens_need() -> None:
+    tokenizer = byte_tokenizer()
+    longest = 0
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **options: object) -> object:
+            nonlocal longest
+            longest = max(longest, len(text))
+            return tokenizer(text, **options)
+
+    (document,), _ = sample(["mot " * 750_000], tokenizer=Watched(), max_tokens=256)
+    assert len(document.ids) == 256
+    assert longest < 20_000, "3 MB, of which 256 tokens are wanted"

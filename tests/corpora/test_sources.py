@@ -306,7 +306,7 @@ def test_unknown_format(tmp_path: Path, name: str) -> None:
     path.write_text("x")
     message = error_of(path)
     assert str(path) in message
-    assert ".txt, .jsonl, .json, .parquet, each also with .gz or .zst" in message
+    assert ".txt, .jsonl, .ndjson, .json, .parquet, each also with .gz or .zst" in message
 
 
 def test_a_folder_without_any_known_file(tmp_path: Path) -> None:

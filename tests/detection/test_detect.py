@@ -385,7 +385,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_a_damaged_record(half_done: Path) -> None:
     (half_done / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run\.json is not JSON"):
+    with pytest.raises(DataError, match=r"run\.json: not JSON"):
         run(run_dir=half_done)
 
 

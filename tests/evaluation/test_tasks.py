@@ -197,7 +197,8 @@ def test_what_there_is_not(data, tmp_path):
         ("mgsm/mgsm_fr.tsv", "Combien ?\n", "mgsm", "fr", "line 1: wanted a question, a tab and a number"),
         ("mgsm/mgsm_fr.tsv", "1 ?\t1\nCombien ?\tdeux\n", "mgsm", "fr", "line 2: wanted"),
         ("mgsm/mgsm_fr.tsv", "", "mgsm", "fr", "holds no item"),
-        ("xquad/xquad.zh.json", "[", "xquad", "zh", "not SQuAD JSON"),
+        ("xquad/xquad.zh.json", "[", "xquad", "zh", "not JSON"),
+        ("xquad/xquad.zh.json", "[]", "xquad", "zh", "not SQuAD JSON"),
         ("xquad/xquad.zh.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', "xquad", "zh", "'context'"),
         ("xquad/xquad.zh.json", json.dumps({"data": [{"paragraphs": [{"context": "c", "qas": [
             {"id": "q1", "question": "q", "answers": []}]}]}]}), "xquad", "zh", "question q1 has no answer"),
@@ -205,12 +206,13 @@ def test_what_there_is_not(data, tmp_path):
             {"label": "A", "text": " "}, {"label": "B", "text": "x"}]}, "answerKey": "B"}), "xcsqa", "fr",
             "a choice without text"),
         ("xlsum/french_test.jsonl", '{"id": "a7", "text": "b", "summary": " "}\n', "xlsum", "fr",
-            "article a7 has an empty summary"),
+            "article 'a7' has an empty summary"),
         ("xcsqa/fr/dev.jsonl", '{"id": 1}\n', "xcsqa", "fr", "wanted question"),
         ("xcsqa/fr/dev.jsonl", json.dumps({"id": "c", "question": QUESTION}), "xcsqa", "fr", "test split has no keys"),
         ("xlsum/french_test.jsonl", '{"id": "a", "text": "b"}\n', "xlsum", "fr", "no 'summary'"),
-        ("xlsum/french_test.jsonl", "{}\nx\n", "xlsum", "fr", "wanted id"),
-        ("xlsum/french_test.jsonl", "x\n", "xlsum", "fr", "line 1 is not JSON"),
+        ("xlsum/french_test.jsonl", '{"id": "a", "text": "b", "summary": null}', "xlsum", "fr", "found a NoneType"),
+        ("xlsum/french_test.jsonl", "{}\n", "xlsum", "fr", "wanted id"),
+        ("xlsum/french_test.jsonl", '{"id": "a", "text": "b", "summary": "c"}\nx\n', "xlsum", "fr", "line 2: not JSON"),
     ],
 )  # fmt: skip
 def test_files_that_will_not_do(data, file, content, task, language, expected):
@@ -221,7 +223,7 @@ def test_files_that_will_not_do(data, file, content, task, language, expected):
 
 def test_bytes_that_are_not_text(data):
     (data / "mgsm/mgsm_fr.tsv").write_bytes(b"\xff\t1\n")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="isn't UTF-8"):
         only("mgsm", "fr", data).rows()
 
 

@@ -233,21 +233,21 @@ def test_there_are_twenty_slips_and_more():
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(bytes(range(256)), "wanted UTF-8 text, found invalid start byte at byte 128. Save it as such."),
-     (b"models: " + b"[" * 3000, "wanted a study, found brackets within brackets without end. Correct it.")],
+    [(bytes(range(256)), ", byte offset 128: 0x80 isn't UTF-8 (invalid start byte)."),
+     (b"models: " + b"[" * 3000, ": wanted a study, found brackets within brackets without end. Correct it.")],
 )  # fmt: skip
 def test_what_has_no_lines_is_refused_by_name(tmp_path, content, said):
     path = tmp_path / "study.yaml"
     path.write_bytes(content)
     with pytest.raises(BabelscopeError) as refused:
         load_study(path)
-    assert str(refused.value) == f"{path}: {said}"
+    assert str(refused.value).startswith(f"{path}{said}")
 
 
 def test_a_broken_model_folder_is_refused_before_any_work(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(BabelscopeError, match=r"config\.json is not JSON"):
+    with pytest.raises(BabelscopeError, match=r"config\.json: not JSON"):
         load(tmp_path, GOOD.replace("[tinybabel]", f"[{tmp_path / 'model'}]"))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from babelscope.corpora.sources import Corpus
+from babelscope.corpora.tokens import TokenizedDocument, document_tokenizer
 from babelscope.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,24 +36,6 @@ _BLOCK = 256
 
 _PATIENCE = 1.0
 """Seconds to wait for a reader to end that may itself wait for input."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TokenizedDocument:
-    """The tokens of one document, cut to `max_tokens`."""
-
-    index: int
-    """Its place in the corpus."""
-    position: int
-    """Its place among the sampled documents of the whole corpus: the same in every shard."""
-    ids: "NDArray[np.int32]"
-    """[T] int32, with the special tokens that the tokenizer adds by default."""
-    special: "NDArray[np.bool_]"
-    """[T] bool, True at BOS, EOS and the like, whether the tokenizer added them or the text spells them out."""
-    n_bytes: int
-    """UTF-8 bytes of the characters that the tokens cover; of the whole text if the tokenizer knows no offsets."""
-    cut: bool
-    """Whether the text had more than `max_tokens` tokens."""
 
 
 @dataclass(eq=False, slots=True)
@@ -144,7 +127,7 @@ def sample_documents(
 
     Raises:
         ConfigError: settings out of range, at once.
-        DataError: no eligible document in the whole corpus, once it has been read; a text that isn't valid Unicode.
+        DataError: no eligible document in the whole corpus, once it has been read.
     """
     added = tokenizer.num_special_tokens_to_add()
     if documents is not None and documents < 1:
@@ -164,7 +147,7 @@ def sample_documents(
         # Of neighbours that go to different shards, not of one shard's alone: those may be every n-th document.
         return index // shard[1] % part[1] == part[0]
 
-    reader = _Reader(corpus, _document_tokenizer(tokenizer, max_tokens), counts, mine, any_of)
+    reader = _Reader(corpus, document_tokenizer(tokenizer, max_tokens), counts, mine, any_of)
     if documents is not None and corpus.bounded:
         sample = _lowest_priorities(reader, documents, seed)
     else:
@@ -177,7 +160,7 @@ class _Reader:
     """Reads a corpus, and tokenises those of its documents that are this process's."""
 
     corpus: Corpus
-    tokenize: Callable[[int, str, str], TokenizedDocument]
+    tokenize: Callable[[int, str], TokenizedDocument]
     counts: SkipCounts
     mine: Callable[[int], bool]
     any_of: "Callable[[NDArray[np.bool_]], NDArray[np.bool_]] | None"
@@ -194,9 +177,7 @@ class _Reader:
         documents, counts = iter(self.corpus), self.counts
         while block := list(itertools.islice(documents, 1 if self.any_of is None else _BLOCK)):
             tried = {each.index: each.text for each in block if each.text.strip() and wanted(each.index)}
-            held = {
-                index: self.tokenize(index, text, self.corpus.name) for index, text in tried.items() if self.mine(index)
-            }
+            held = {index: self.tokenize(index, text) for index, text in tried.items() if self.mine(index)}
             enough = {index for index, each in held.items() if int((~each.special).sum()) >= counts.min_tokens}
             if self.any_of is not None and tried:
                 flags = self.any_of(np.array([index in enough for index in tried]))
@@ -250,46 +231,6 @@ def _deal(
         raise DataError(f"no usable document in {corpus.name}: {counts}; lower min_tokens, or give longer documents")
     if counts.asked is not None and counts.sampled < counts.asked:
         logger.warning("%s has fewer documents than asked for: %s", corpus.name, counts)
-
-
-def _document_tokenizer(
-    tokenizer: "PreTrainedTokenizerBase", max_tokens: int
-) -> Callable[[int, str, str], TokenizedDocument]:
-    """A function of (index, text, corpus name) that tokenises one text."""
-    import numpy as np
-
-    # An unknown word is text that the model sees; but byte-level tokenizers reuse BOS or EOS as the unused <unk>.
-    roles = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "cls", "sep", "mask")}
-    special_ids = [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id or token in roles]
-
-    def tokenize(index: int, text: str, name: str) -> TokenizedDocument:
-        try:
-            n_bytes = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{name}: document {index} isn't valid Unicode: {error.reason} at character {error.start}; repair the "
-                r"text, for example drop escapes of half a character such as \ud83d"
-            ) from error
-        encoded = tokenizer(
-            text,
-            truncation=True,
-            max_length=max_tokens,
-            return_special_tokens_mask=True,
-            return_offsets_mapping=tokenizer.is_fast,
-            return_attention_mask=False,
-        )
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        special = np.asarray(encoded["special_tokens_mask"], dtype=bool) | np.isin(ids, special_ids)
-        if tokenizer.is_fast:
-            cut = bool(encoded.encodings[0].overflowing)
-        else:  # a full document may have been exactly that long
-            cut = len(ids) >= max_tokens and len(tokenizer(text, verbose=False)["input_ids"]) > max_tokens
-        if cut and tokenizer.is_fast:
-            spans = [span for span in encoded["offset_mapping"] if span[1] > span[0]]
-            n_bytes = len(text[spans[0][0] : spans[-1][1]].encode("utf-8")) if spans else 0
-        return TokenizedDocument(index, -1, ids, special, n_bytes, cut)
-
-    return tokenize
 
 
 # Batches

@@ -1,34 +1,26 @@
 """Text in: files, standard input, Hub datasets and Python iterables, all behind one streaming `Corpus`."""
 
-import codecs
 import difflib
 import glob
-import gzip
 import hashlib
-import importlib
-import io
 import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import Literal, cast
 
 from babelscope import tinybabel
-from babelscope.errors import ConfigError, DataError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from babelscope.compression import COMPRESSIONS, formats, opened, optional
+from babelscope.errors import ConfigError, DataError
+from babelscope.textfiles import MIB, json_rows, lines, valid
 
 logger = logging.getLogger(__name__)
 
-MIB = 2**20
 SHUFFLE_BUFFER = 10_000
 """Documents that a Hub stream is shuffled over: some 30 MB of Wikipedia."""
 
@@ -46,8 +38,9 @@ class Document:
 class Corpus:
     """A stream of documents; iterating yields `Document`s in order and holds one at a time.
 
-    Iterating raises DataError for a corpus without any document, for an item that isn't a str, for what the source
-    can't decode, and for a second reading of a source that can be read only once.
+    Half a character (a lone surrogate) is read as U+FFFD, and the log says so. Iterating raises DataError for a corpus
+    without any document, for an item that isn't a str, for what the source can't decode, and for a second reading of a
+    source that can be read only once.
     """
 
     name: str
@@ -63,14 +56,20 @@ class Corpus:
     """Computes `identity()`."""
 
     def __iter__(self) -> Iterator[Document]:
-        index = -1
+        index, halves = -1, 0
         for index, text in enumerate(self.texts()):
             if not isinstance(text, str):
                 raise DataError(
                     f"{self.name}: document {index} is of type {type(text).__name__}, wanted str; give the texts "
                     "themselves, for example (row['text'] for row in rows)"
                 )
-            yield Document(index, text)
+            whole = valid(text)
+            if whole is not text and not halves:
+                logger.warning("%s: document %d holds half a character, read as U+FFFD", self.name, index)
+            halves += whole is not text
+            yield Document(index, whole)
+        if halves > 1:
+            logger.warning("%s: %d documents hold half a character, read as U+FFFD", self.name, halves)
         if index < 0:
             raise DataError(f"{self.name} is empty: wanted at least one document; check that it is the right source")
 
@@ -91,8 +90,8 @@ def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: st
 
     Args:
         spec: one of
-            - a file: `.txt` (a document per line), `.jsonl` or `.json` (an object per line) or `.parquet`, each also
-              with `.gz` or `.zst` after it;
+            - a file: `.txt` (a document per line), `.jsonl`, `.ndjson` or `.json` (an object per line, or one array of
+              objects) or `.parquet`, each also with `.gz` or `.zst` after it;
             - a folder of such files, or a glob (`data/fr-*.txt`, `data/**/*.jsonl.gz`), read in the order of names;
             - `-`: standard input, a document per line;
             - `hub:NAME:CONFIG:FIELD` or `hub:NAME:CONFIG:FIELD:SPLIT`: a Hugging Face dataset, streamed. CONFIG may be
@@ -166,19 +165,19 @@ def _once(source: Iterable[object], name: str) -> Callable[[], Iterator[object]]
 def _files(spec: str, field: str) -> Corpus:
     paths = _matching(spec)
     for path in paths:
-        for extension in _formats(path):
+        for extension in formats(path):
             if extension in _PACKAGES:
-                _optional(_PACKAGES[extension], "files", f"reading {path}")
+                optional(_PACKAGES[extension], "files", f"reading {path}")
 
     def texts() -> Iterator[str]:
         for path in paths:
-            yield from _FORMATS[_formats(path)[0]](path, field)
+            yield from _FORMATS[formats(path)[0]](path, field)
 
     def content() -> str:
         digest = hashlib.sha256()
         for path in paths:
             size = path.stat().st_size
-            digest.update(json.dumps([path.name, size, None if _formats(path)[0] == ".txt" else field]).encode())
+            digest.update(json.dumps([path.name, size, None if formats(path)[0] == ".txt" else field]).encode())
             with path.open("rb") as stream:
                 digest.update(stream.read(MIB))
                 stream.seek(max(0, size - MIB))
@@ -196,7 +195,7 @@ def _matching(spec: str) -> list[Path]:
         raise DataError(f"{spec[:40]!r}... is a text, wanted a path; give a single text as a list: [text]")
     if path.is_dir():
         inside = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-        known = [entry for entry in inside if _formats(entry)[0] in _FORMATS]
+        known = [entry for entry in inside if formats(entry)[0] in _FORMATS]
         if not known:
             raise DataError(f"no corpus file in the folder {spec}: wanted {_KNOWN}; found {_listing(inside)}")
         if len(known) < len(inside):
@@ -213,8 +212,8 @@ def _matching(spec: str) -> list[Path]:
     else:
         raise DataError(_missing(path))
     for entry in found:
-        if _formats(entry)[0] not in _FORMATS:
-            extension = "".join(_formats(entry)) or "(no extension)"
+        if formats(entry)[0] not in _FORMATS:
+            extension = "".join(formats(entry)) or "(no extension)"
             raise DataError(f"unknown format {extension} of {entry}: wanted {_KNOWN}; rename or convert the file")
     return found
 
@@ -233,149 +232,42 @@ def _listing(paths: list[Path]) -> str:
     return ", ".join(names[:8] + ["..."] * (len(names) > 8)) or "nothing"
 
 
-def _formats(path: Path) -> tuple[str, str]:
-    """Extensions of format and compression, such as (`.jsonl`, `.gz`) or (`.txt`, ``)."""
-    compression = path.suffix.lower() if path.suffix.lower() in _COMPRESSIONS else ""
-    return (path.with_suffix("") if compression else path).suffix.lower(), compression
-
-
-def _optional(module: str, extra: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingDependencyError(
-            f"{purpose} needs the package {package}, which can't be imported ({error}); install it:\n"
-            f'pip install "babelscope[{extra}]"'
-        ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file.
-
-    Raises:
-        DataError: while reading, for a file that can't be read or is truncated, or isn't compressed as its name says.
-    """
-    compression = _formats(path)[1]
-    try:
-        with path.open("rb") as stream:
-            yield _COMPRESSIONS[compression](stream) if compression else stream
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"can't read {path}: {error}; check that the file is complete, or make it again") from error
-
-
-class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of a `.zst` stream, of any number of frames.
-
-    Not `zstandard`'s own reader, for that one takes a truncated file as complete.
-    """
-
-    def __init__(self, compressed: BinaryIO) -> None:
-        self._chunks = self._decompress(compressed)
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        target = memoryview(buffer)
-        taken = min(len(target), len(self._rest))
-        target[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
-
-    @staticmethod
-    def _decompress(compressed: BinaryIO) -> Iterator[bytes]:
-        zstandard = _optional("zstandard", "files", "reading a .zst file")
-        frame = None
-        while chunk := compressed.read(1 << 14):
-            while chunk:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield frame.decompress(chunk)
-                except zstandard.ZstdError as error:
-                    raise OSError(str(error)) from error
-                chunk = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-        if frame is not None:
-            raise EOFError("compressed file ended before the end of its last frame")
-
-
-def _gunzipped(stream: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-
-
-def _unzstd(stream: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_ZstdStream(stream), MIB))
-
-
 # Formats
 
 
 def _stdin_lines() -> Iterator[str]:
-    yield from _lines(sys.stdin.buffer, "stdin")
-
-
-def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    r"""Lines of UTF-8 without their ends (`\n` or `\r\n` only: U+2028 and the like belong to the text)."""
-    start = 0
-    for number, raw in enumerate(stream, 1):
-        skipped = len(codecs.BOM_UTF8) if number == 1 and raw.startswith(codecs.BOM_UTF8) else 0
-        try:
-            line = raw[skipped:].decode("utf-8")
-        except UnicodeDecodeError as error:
-            probably = (
-                "UTF-16" if number == 1 and raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
-            )
-            raise DataError(
-                f"{name}, line {number}, byte offset {start + skipped + error.start}: "
-                f"0x{error.object[error.start]:02x} isn't UTF-8 ({error.reason}); find out the encoding and convert "
-                f"the text, for example with iconv -f {probably} -t UTF-8"
-            ) from error
-        start += len(raw)
-        yield line.removesuffix("\n").removesuffix("\r")
+    yield from lines(sys.stdin.buffer, "stdin", cut=True)
 
 
 def _read_lines(path: Path, field: str) -> Iterator[str]:
-    with _opened(path) as stream:
-        yield from _lines(stream, str(path))
+    with opened(path) as stream:
+        yield from lines(stream, str(path), cut=True)
 
 
-def _read_json_lines(path: Path, field: str) -> Iterator[str]:
-    with _opened(path) as stream:
-        for number, line in enumerate(_lines(stream, str(path)), 1):
-            if not line.strip():
+def _read_json(path: Path, field: str) -> Iterator[str]:
+    with opened(path) as stream:
+        for where, row in json_rows(stream, str(path)):
+            if row is None:
                 yield ""
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-                found = f"a JSON {type(row).__name__}"
-            except json.JSONDecodeError as error:
-                row, found = None, f"not JSON ({error.msg} at column {error.colno})"
-            except (ValueError, RecursionError) as error:
-                row, found = None, f"not usable JSON ({error})"
-            if not isinstance(row, dict):
-                raise DataError(f'{where}: {found}; write one object per line, such as {{"{field}": "..."}}')
-            yield _text_of(row, field, where)
+            elif not isinstance(row, dict):
+                raise DataError(
+                    f'{where}: a JSON {type(row).__name__}; write one object per line, such as {{"{field}": "..."}}, '
+                    "or an array of objects"
+                )
+            else:
+                yield _text_of(row, field, where)
 
 
 def _read_parquet(path: Path, field: str) -> Iterator[str]:
-    arrow = _optional("pyarrow", "files", f"reading {path}")
-    parquet = _optional("pyarrow.parquet", "files", f"reading {path}")
-    with _opened(path) as stream, tempfile.TemporaryFile() as plain:
-        if _formats(path)[1]:  # Parquet is read from its end, so it has to be unpacked first
+    arrow = optional("pyarrow", "files", f"reading {path}")
+    parquet = optional("pyarrow.parquet", "files", f"reading {path}")
+    with opened(path) as stream, tempfile.TemporaryFile() as plain:
+        if formats(path)[1]:  # Parquet is read from its end, so it has to be unpacked first
             shutil.copyfileobj(stream, plain)
             plain.seek(0)
         try:
             # Without these two a whole row group is in memory, which may be the whole file.
-            table = parquet.ParquetFile(plain if _formats(path)[1] else stream, pre_buffer=False, buffer_size=MIB)
+            table = parquet.ParquetFile(plain if formats(path)[1] else stream, pre_buffer=False, buffer_size=MIB)
             columns = table.schema_arrow.names
             if field not in columns:
                 raise DataError(_no_field(str(path), field, columns, "column"))
@@ -390,13 +282,13 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 
 _FORMATS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     ".txt": _read_lines,
-    ".jsonl": _read_json_lines,
-    ".json": _read_json_lines,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }
-_COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": _gunzipped, ".zst": _unzstd}
 _PACKAGES = {".parquet": "pyarrow.parquet", ".zst": "zstandard"}
-_KNOWN = f"{', '.join(_FORMATS)}, each also with {' or '.join(_COMPRESSIONS)} after it"
+_KNOWN = f"{', '.join(_FORMATS)}, each also with {' or '.join(COMPRESSIONS)} after it"
 
 
 def _text_of(row: Mapping[str, object], field: str, where: str) -> str:
@@ -443,7 +335,7 @@ def _hub(spec: str, field: str, seed: int) -> Corpus:
             "for example hub:wikimedia/wikipedia:20231101.fr:text"
         )
     name, config, column, split = *parts[:2], parts[2] or field, (parts[3:] or [""])[0] or "train"
-    datasets = _optional("datasets", "hub", f"reading {spec}")
+    datasets = optional("datasets", "hub", f"reading {spec}")
     try:
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from babelscope.corpora.batching import Batch, TokenizedDocument, batches, padding_id, sample_documents
+from babelscope.corpora.batching import Batch, batches, padding_id, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
+from babelscope.corpora.tokens import TokenizedDocument
 from babelscope.errors import ConfigError
 from babelscope.languages import get_language
 from babelscope.lens.curve import ANY, LanguageCurve, TokenGrid

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from babelscope.artifacts import read_tensors, write_tensors
-from babelscope.corpora.batching import Batch, TokenizedDocument, batches, padding_id, sample_documents
+from babelscope.corpora.batching import Batch, batches, padding_id, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
+from babelscope.corpora.tokens import TokenizedDocument
 from babelscope.errors import ConfigError, DataError, ProvenanceError
 from babelscope.lens.decode import Unembedding
 from babelscope.models.anatomy import Anatomy

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from babelscope.corpora.batching import Batch, TokenizedDocument, batches, padding_id
+from babelscope.corpora.batching import Batch, batches, padding_id
+from babelscope.corpora.tokens import TokenizedDocument
 from babelscope.errors import ConfigError, DataError
 from babelscope.languages import get_language
 from babelscope.lens.curve import bootstrap_interval

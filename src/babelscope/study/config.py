@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from babelscope.errors import ConfigError, DataError, did_you_mean
+from babelscope.errors import ConfigError, did_you_mean
 from babelscope.options import Options, Refused, defaults_of, fields_of, help_of, written
 from babelscope.stages.asking import check_task
 from babelscope.stages.contract import STAGES
 from babelscope.stages.size import Size
 from babelscope.stages.study import KINDS, SEARCHED, Common, Corpora, Split, Study
 from babelscope.study.yaml_file import YamlFile, read_yaml
+from babelscope.textfiles import read_text
 
 __all__ = ["SEARCHED", "Split", "Study", "load_study", "presets", "template", "write_template"]
 
@@ -160,13 +161,7 @@ def _read(source: str, above: tuple[str, ...]) -> YamlFile:
             f"wanted a study file or the name of a preset, found {source!r}. {did_you_mean(source, presets())} "
             "babelscope study --init writes a file to start from."
         )
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: wanted UTF-8 text, found {error.reason} at byte {error.start}. Save it as such."
-        ) from None
-    file = read_yaml(content, source if source in presets() else str(path))
+    file = read_yaml(read_text(path), source if source in presets() else str(path))
     if "extends" not in file.content:
         return file
     parent = file.content.pop("extends")

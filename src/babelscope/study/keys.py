@@ -9,11 +9,12 @@ from typing import Any
 
 from babelscope import tinybabel
 from babelscope.artifacts import digest
-from babelscope.corpora.sources import MIB, open_corpus
+from babelscope.corpora.sources import open_corpus
 from babelscope.errors import DataError
 from babelscope.report.results import VERSION
 from babelscope.stages.contract import STAGES
 from babelscope.stages.study import Model, Study
+from babelscope.textfiles import MIB
 
 Identities = Mapping[str, Mapping[str, Mapping[str, str]]]
 """Stage -> kind of texts -> language -> what tells the texts from changed ones."""

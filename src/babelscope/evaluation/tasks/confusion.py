@@ -9,6 +9,7 @@ is judged as a whole instead of left out, so that silence is no success.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from functools import cache
 from itertools import islice
@@ -21,6 +22,7 @@ from babelscope.evaluation.tasks.prompts import WORDS
 from babelscope.languages import get_language
 from babelscope.lens.identify import identifier
 from babelscope.lens.tokens import token_script
+from babelscope.textfiles import read_text
 from babelscope.tinybabel.grammar import LANGUAGES
 from babelscope.tinybabel.texts import documents
 
@@ -55,11 +57,13 @@ def read_prompts(path: Path) -> Rows:
     """The prompts of a language: its files in all folders beside this one's."""
     rows: Rows = []
     for file in sorted(path.parents[1].glob(f"*/{path.name}")):
-        with file.open(encoding="utf-8", newline="") as stream:
-            for number, row in enumerate(csv.DictReader(stream)):
+        try:
+            for number, row in enumerate(csv.DictReader(io.StringIO(read_text(file), newline=""))):
                 if not row.get("prompt"):
                     raise DataError(f"{file}, item {number + 1}: wanted a column prompt, found {list(row)}.")
                 rows.append(_prompt(f"{file.parent.name}-{number}", row["prompt"].strip(), path.stem))
+        except csv.Error as error:
+            raise DataError(f"{file} is not CSV ({error}). Give the file as published.") from None
     if not rows:
         raise DataError(f"{path} holds no item.")
     return rows

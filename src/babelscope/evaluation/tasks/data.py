@@ -6,15 +6,16 @@ a wrong file is named before a model runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from babelscope.compression import opened
 from babelscope.errors import DataError, MissingDependencyError
 from babelscope.evaluation.numbers import last_number
+from babelscope.textfiles import json_rows, parse_json, read_text
 from babelscope.tinybabel import tasks as tinybabel
 from babelscope.tinybabel.grammar import LANGUAGES
 
@@ -69,7 +70,7 @@ class Source:
 def read_mgsm(path: Path) -> Rows:
     """Questions with numbers, from a TSV; the numbers are in English notation (2,125) in every language."""
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         question, tab, answer = line.rpartition("\t")
@@ -82,9 +83,13 @@ def read_mgsm(path: Path) -> Rows:
 def read_squad(path: Path) -> Rows:
     """Questions on paragraphs with their answers, from SQuAD JSON."""
     try:
-        paragraphs = [paragraph for article in json.loads(_text(path))["data"] for paragraph in article["paragraphs"]]
+        paragraphs = [
+            paragraph
+            for article in parse_json(read_text(path), str(path))["data"]
+            for paragraph in article["paragraphs"]
+        ]
         rows = [_question(asked, paragraph["context"]) for paragraph in paragraphs for asked in paragraph["qas"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not SQuAD JSON ({error!r}). Give the file as published.") from None
     return _some(rows, path)
 
@@ -140,13 +145,17 @@ def read_xlsum(path: Path) -> Rows:
 
 
 def _article(row: Mapping[str, Any], where: object) -> Row:
-    try:
-        found = {"id": row["id"], "title": row.get("title", ""), "text": row["text"], "summary": row["summary"]}
-    except KeyError as error:
-        raise DataError(f"{where}: wanted id, text and summary, found no {error} in {sorted(row)}.") from None
-    if not found["summary"].strip():
-        raise DataError(f"{where}: article {found['id']} has an empty summary: no score is defined. Leave it out.")
-    return found
+    for name in ("id", "text", "summary"):
+        if name not in row:
+            raise DataError(f"{where}: wanted id, text and summary, found no {name!r} in {sorted(row)}.")
+    article = {"id": row["id"], "title": row.get("title", ""), "text": row["text"], "summary": row["summary"]}
+    for name in ("title", "text", "summary"):
+        if not isinstance(article[name], str):
+            kind = type(article[name]).__name__
+            raise DataError(f"{where}: {name} of article {row['id']!r}: wanted text, found a {kind}. Leave it out.")
+    if not article["summary"].strip():
+        raise DataError(f"{where}: article {row['id']!r} has an empty summary: no score is defined. Leave it out.")
+    return article
 
 
 def tinybabel_source(task: str) -> Source:
@@ -223,23 +232,13 @@ def _hub_squad(row: Mapping[str, Any], _: object) -> Row:
     return _question({**row, "answers": asked}, row["context"])
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}). Convert it.") from None
-
-
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number} is not JSON ({error}).") from None
-            if not isinstance(row, Mapping):
-                raise DataError(f"{path}, line {number}: wanted an object, found {line[:40]!r}.")
-            yield row
+    with opened(path) as stream:
+        for where, row in json_rows(stream, str(path)):
+            if row is not None and not isinstance(row, Mapping):
+                raise DataError(f"{where}: wanted an object, found a JSON {type(row).__name__}.")
+            if row is not None:
+                yield row
 
 
 def _some(rows: Iterable[Row], path: Path) -> Rows:
