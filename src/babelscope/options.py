@@ -180,6 +180,28 @@ def extended(kind: type[Options], name: str, settings: Mapping[str, tuple[Any, s
     return type(name, (kind,), content)
 
 
+def without(kind: type[Options], name: str, leave_out: Iterable[str]) -> type[Options]:
+    """A model of settings with the fields of another one but some.
+
+    Args:
+        kind: the model that the fields are taken from.
+        name: the name of the new class.
+        leave_out: fields that it does not have.
+    """
+    about, left = help_of(kind), set(leave_out)
+    content: dict[str, Any] = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.name not in left
+    }
+    annotations = {field: annotation for field, annotation in fields_of(kind).items() if field not in left}
+    content = {field: default for field, default in content.items() if default is not dataclasses.MISSING}
+    content["__annotations__"] = annotations
+    content["about"] = {field: about[field] for field in annotations}
+    content |= {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(name, (Options,), content)
+
+
 def is_required(field: dataclasses.Field[Any]) -> bool:
     """Whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -133,6 +133,11 @@ def shown(view: View) -> Iterator[None]:
             _views.remove(view)
 
 
+def is_shown() -> bool:
+    """Whether a view shows the tasks."""
+    return bool(_views)
+
+
 def _tell() -> None:
     with _lock:
         if _views:

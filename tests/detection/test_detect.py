@@ -13,6 +13,7 @@ What is bit-equal, and what is not:
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import logging
@@ -23,7 +24,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ import oracle
 from babelscope import Anatomy, Atlas, detect
 from babelscope.artifacts import run_folder
 from babelscope.detection.detect import Progress, plan
+from babelscope.detection.options import DetectOptions
 from babelscope.errors import ConfigError, DataError, NumericsError, RunFolderError
 from babelscope.models.observe import Observer
+from babelscope.options import defaults_of, help_of
+from babelscope.progress import Task, shown
 from builders import letters, make_texts
 from fixtures_text import LETTERS
 from tiny import tiny_model
@@ -310,7 +314,7 @@ def half_done(tmp_path: Path) -> Path:
     ("changes", "match"),
     [
         ({"seed": 1}, r"seed: then 0, now 1\)"),
-        ({"documents": 5}, r"documents: then None, now 5\)"),
+        ({"documents": 5}, r"documents: then 1000, now 5\)"),
         ({"max_tokens": 30}, r"settings\.max_tokens: then 32, now 30\)"),
         ({"min_tokens": 9}, r"settings\.min_tokens: then 8, now 9\)"),
         ({"token_budget": 101}, r"token_budget: then 100, now 101\)"),
@@ -641,7 +645,11 @@ def test_a_stream_is_read_once_and_says_so_when_resuming_would_need_more(
     [
         ({}, ConfigError, "no corpus given"),
         ({"fr": []}, DataError, "is empty"),
-        ({"fr": ["", "abc", " "]}, DataError, r"0 of 3 documents used, 2 empty, 1 too short \(under 8 tokens\)"),
+        (
+            {"fr": ["", "abc", " "]},
+            DataError,
+            r"0 of 3 documents used .1000 asked for., 2 empty, 1 too short \(under 8 tokens\)",
+        ),
         ({"fr": "/nowhere/fr.txt"}, DataError, "no file /nowhere/fr.txt"),
         ({"fr": [1, 2]}, DataError, "document 0 is of type int"),
         ({"fx": CORPORA["fr"]}, ConfigError, "unknown language 'fx'"),
@@ -669,16 +677,16 @@ def test_undecodable_bytes_in_the_second_language(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"preset": "papr"}, "wanted a preset among default, paper, released, found 'papr'"),
+        ({"preset": "papr"}, "preset: wanted one of default, paper, released, found 'papr'"),
         ({"slots": ("w",)}, "wanted slots among"),
-        ({"folds": 0}, "wanted folds of 1 or more"),
-        ({"top_shares": (0.0,)}, "wanted top shares above 0"),
-        ({"top_shares": (1.5,)}, "wanted top shares above 0"),
+        ({"folds": 0}, "folds: wanted a whole number of 1 or more, found 0"),
+        ({"top_shares": (0.0,)}, r"top_shares\[0\]: wanted a share above 0 and at most 1, found 0\.0"),
+        ({"top_shares": (0.5, 1.5)}, r"top_shares\[1\]: wanted a share .*, found 1\.5"),
         ({"max_tokens": 65}, r"max_tokens is 65, but the model has 64 positions\. Lower max_tokens to 64"),
         ({"min_tokens": 32}, "raise max_tokens"),
-        ({"shard": (2, 2)}, r"shard must be \(i, n\)"),
-        ({"documents": 0}, "documents must be at least 1"),
-        ({"token_budget": 0}, "token_budget must be at least 1"),
+        ({"shard": (2, 2)}, r"shard: wanted \(i, n\) with 0 <= i < n"),
+        ({"documents": 0}, "documents: wanted a whole number of 1 or more, found 0"),
+        ({"token_budget": 0}, "token_budget: wanted a whole number of 1 or more, found 0"),
     ],
 )
 @pytest.mark.parametrize("function", [detect, plan])
@@ -695,6 +703,60 @@ def test_a_tokenizer_of_another_model() -> None:
 
     with pytest.raises(ConfigError, match=r"the tokenizer has 259 tokens, the model only 64\. Load the tokenizer of"):
         detect(tiny_model("llama"), byte_tokenizer(), CORPORA, **SETTINGS)
+
+
+def test_the_keywords_are_the_settings() -> None:
+    """Names, order and defaults: a second list of them must not drift."""
+    keywords = {
+        name: parameter.default
+        for name, parameter in inspect.signature(detect).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("run_dir", "checkpoint_seconds", "progress")
+    }
+    assert list(keywords.items()) == list(defaults_of(DetectOptions).items())
+    assert set(help_of(DetectOptions)) == set(keywords)
+
+
+def test_settings_are_read_without_torch() -> None:
+    probe = "import sys, babelscope.detection.options; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", probe], text=True).strip() == "set()"
+
+
+def test_a_number_of_documents_for_each_language(tmp_path: Path) -> None:
+    """As if each language had been detected with its own number."""
+    both = run(documents={"French": 5, "zh": 8}, run_dir=tmp_path / "run")
+    assert {code: int(both.of(code).documents.sum()) for code in both.languages} == {"fr": 5, "zh": 8}
+    assert [both.corpora[code][0]["asked"] for code in ("fr", "zh")] == [5, 8]
+    alone = run(corpora={"fr": CORPORA["fr"]}, documents=5) | run(corpora={"zh": CORPORA["zh"]}, documents=8)
+    assert_bit_equal(both, alone)
+    again = run(documents={"zh": 8, "fr": 5}, run_dir=tmp_path / "run")
+    assert_bit_equal(again, both)
+    with pytest.raises(RunFolderError, match=r"documents\.zh: then 8, now 7"):
+        run(documents={"fr": 5, "zh": 7}, run_dir=tmp_path / "run")
+    planned = plan(tiny_model("llama"), letters(), CORPORA, documents={"fr": 5, "zh": 8}, max_tokens=32)
+    assert planned.documents == {"fr": 5, "zh": 8}
+
+
+@pytest.mark.parametrize(
+    ("documents", "match"),
+    [
+        ({"fr": 5}, r"documents: wanted a number for each language, found none for zh\. Add one for zh\."),
+        ({"fr": 5, "zh": 0}, r"documents\.zh: wanted a whole number of 1 or more, found 0"),
+        ({"fr": 5, "klingon": 3}, "Unknown language 'klingon'"),
+        ("all", "documents: wanted .* found 'all'"),
+    ],
+)
+def test_numbers_of_documents_that_can_not_be(tmp_path: Path, documents: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        run(documents=documents, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_thousand_documents_by_default() -> None:
+    texts = ["abcdefghij" * 2] * 1005
+    usual = run(corpora={"fr": texts}, token_budget=8192)
+    assert int(usual.of("fr").documents.sum()) == 1000
+    every = run(corpora={"fr": texts}, token_budget=8192, documents=None)
+    assert int(every.of("fr").documents.sum()) == 1005
 
 
 def test_plan_reads_and_writes_nothing(
@@ -747,9 +809,24 @@ def test_progress_after_every_batch(runs: list[tuple[int, int]]) -> None:
 
 def test_a_progress_line_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     run(progress=True)
-    assert "zh (2/2)" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("babelscope: detection")
     run(progress=None)
     assert capsys.readouterr().err == "", "no terminal, no line"
+
+
+def test_a_view_is_told_and_nothing_is_said_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tasks lie within each other: the detection, a language; a line of its own would come through the view."""
+    told: list[list[str]] = []
+
+    class View:
+        def update(self, tasks: Sequence[Task]) -> None:
+            told.append([str(one.name) for one in tasks])
+
+    with shown(View()):
+        run(progress=None)
+    assert ["detection", "fr (1/2)"] in told
+    assert ["detection", "zh (2/2)"] in told
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_that_stops_leaves_no_reader_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -760,7 +837,7 @@ def test_a_run_that_stops_leaves_no_reader_behind(monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(corpora={"fr": (text for text in itertools.cycle(CORPORA["fr"]))}, progress=stop)
+        run(corpora={"fr": (text for text in itertools.cycle(CORPORA["fr"]))}, documents=None, progress=stop)
     assert not any(thread.name == "babelscope reader" for thread in threading.enumerate())
 
 

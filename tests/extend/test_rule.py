@@ -30,7 +30,7 @@ def test_a_rule_of_another_package_goes_through_everything_by_name(spread, tmp_p
     assert results["damage"].tables[0].rows[0][0] == "rule spread"
     assert "rule spread" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
-    run = next((tmp_path / "run" / "llama" / "detect").glob("run-*"))
+    run = tmp_path / "run" / "llama" / "detect" / "run"
     atlas = bs.Atlas.load(run)
     neurons = atlas.select("fr", rule="spread", budget=12)
     assert len(neurons) == 12

@@ -60,7 +60,7 @@ def rounded(value: float) -> float:
 def atlases() -> dict[str, Atlas]:
     """Two tiny models measured in three ways, and the embedded model."""
     texts = {code: make_texts(code, 10, 12, 40) for code in LETTERS}
-    options: dict[str, Any] = {"max_tokens": 32, "kernel": "eager", "token_budget": 128}
+    options: dict[str, Any] = {"documents": None, "max_tokens": 32, "kernel": "eager", "token_budget": 128}
     llama, gemma2 = tiny_model("llama"), tiny_model("gemma2")
     model, tokenizer = bs.load_model("tinybabel", dtype="float32")
     corpora = {code: f"tinybabel:{code}" for code in ("en", "fr", "zh")}

@@ -167,5 +167,5 @@ def test_observed_models_show_the_same(name: str) -> None:
 def test_a_job_without_queries_and_keys_is_compiled_when_that_is_repaid() -> None:
     anatomy = Anatomy(tiny_model("llama"), ("ffn",))
     units = sum(anatomy.width("ffn", layer) for layer in range(anatomy.n_layers))
-    assert _operations(anatomy, ("ffn",), 1000, 50, 2) == units * 50 // 10 * 1000 * 2
-    assert _operations(anatomy, ("ffn", "q"), 1000, 50, 2) > _operations(anatomy, ("ffn",), 1000, 50, 2)
+    assert _operations(anatomy, ("ffn",), 2000, 50) == units * 50 // 10 * 1000 * 2
+    assert _operations(anatomy, ("ffn", "q"), 2000, 50) > _operations(anatomy, ("ffn",), 2000, 50)

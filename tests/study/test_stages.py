@@ -168,7 +168,7 @@ def test_steering_is_the_librarys(unbroken, found, loaded):
     study, run = unbroken
     model, tokenizer = loaded
     folder = run / "vicuna-7b-v1-5"
-    atlas = bs.Atlas.load(folder / "detect" / "run-6")
+    atlas = bs.Atlas.load(folder / "detect" / "run")
     sets = {code: atlas.select(code, rule="contrast", budget=0.1) for code in ("en", "fr")}
     prompts = [" ".join(line.split()[:4]) for line in lines(study, "held_out", "en", 3)]
     with bs.ablate(model, sets["fr"] - sets["en"], op="scale", factor=4.0), bs.ablate(model, sets["en"] - sets["fr"]):

@@ -16,6 +16,7 @@ from babelscope.cli.settings import given as typed
 from babelscope.cli.stages import run_stage
 from babelscope.errors import ConfigError, DataError, RunFolderError
 from babelscope.languages import get_language
+from babelscope.options import fields_of
 from babelscope.show.describe import atlas_content, describe, made_by, run_state, sets_content
 from babelscope.show.draw import draw, draw_demo, draw_detected, draw_plan, draw_read, draw_selected
 from babelscope.show.edited import before_and_after, draw_before_and_after, draw_exported
@@ -63,10 +64,10 @@ def _detect(args: argparse.Namespace) -> Answer:
         say(f"found an unfinished run in {args.out} ({done} of {len(state['languages'])} languages finished)")
     from babelscope.detection.atlas import FILE
     from babelscope.detection.detect import detect, plan
+    from babelscope.detection.options import DetectOptions
 
     model, tokenizer = load(args, tensor_parallel=args.tensor_parallel)
-    options = given(args, "documents max_tokens min_tokens preset slots top_shares thresholds seed field shard")
-    options |= given(args, "token_budget kernel")
+    options = typed(args, fields_of(DetectOptions))
     if args.dry_run:
         planned = {"dry_run": True, **asdict(plan(model, tokenizer, corpora, **options))}
         return Answer(planned, lambda screen: draw_plan(planned, screen))

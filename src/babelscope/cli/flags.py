@@ -6,16 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from babelscope.cli.settings import add_setting
+from babelscope.cli.settings import add_options, add_setting
 from babelscope.cli.stages import stage_flags
-from babelscope.cli.values import corpus, count, layers, names, numbers, real, shard, stages, whole
+from babelscope.cli.values import corpus, count, layers, names, real, shard, stages, whole
+from babelscope.detection.options import DetectOptions
 from babelscope.rules.contract import RULES, all_settings
 from babelscope.tinybabel.grammar import LANGUAGES
-
-PRESETS = ("default", "paper", "released")
-KERNELS = ("auto", "triton", "compiled", "eager", "reference")
-"""As in the library, where these can't be had without torch; a test compares."""
-
 
 NEURONS = "neuron files that babelscope select wrote, a folder of them, or a run folder; several are joined"
 
@@ -106,23 +102,9 @@ def _detect(parser: argparse.ArgumentParser) -> None:
         "- for standard input, hub:NAME:CONFIG:FIELD, or tinybabel:fr; several files of a language each with its own "
         "--corpus",
     )  # fmt: skip
-    add("--documents", type=whole, metavar="N", help="per language, drawn at random (all)")
-    add("--max-tokens", type=whole, default=256, metavar="N", help="cut documents to this length (%(default)s)")
-    add("--min-tokens", type=whole, default=8, metavar="N", help="skip shorter documents (%(default)s)")
-    add("--preset", choices=PRESETS, default="default", help="how impacts are measured (%(default)s)")
-    add("--slots", type=names, metavar="SLOTS", help="of q,k,v,o,ffn (those of the preset)")
-    add(
-        "--top-shares", type=numbers, default=(0.01, 0.05, 0.1, 0.25), metavar="X,X",
-        help="that --top-k of select may name later (0.01,0.05,0.1,0.25)",
-    )  # fmt: skip
-    add(
-        "--thresholds", type=numbers, default=(), metavar="X,X",
-        help="that --eps of select may name later together with --min-support (none)",
-    )  # fmt: skip
+    add_options(parser, DetectOptions, leave_out=("seed", "field", "shard"))
     _reading(parser, "draw")
     add("--shard", type=shard, default=(0, 1), metavar="I/N", help="every N-th document from the I-th; see merge")
-    add("--token-budget", type=whole, metavar="N", help="tokens of a batch, padding included (by device)")
-    add("--kernel", choices=KERNELS, default="auto", help="that computes attention impacts (%(default)s)")
     _loading(parser)
     add("--tensor-parallel", action="store_true", help="share one model out over all processes of torchrun")
     add("--out", type=Path, required=True, metavar="DIR", help="the run folder; the same command again resumes it")

@@ -4,77 +4,34 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
-from babelscope.artifacts import digest, read_json, run_folder, update_run
-from babelscope.corpora.batching import Batch, SkipCounts, batches, padding_id, prefetched, sample_documents
+from babelscope.artifacts import read_json, run_folder, update_run
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.detection.atlas import FILE, Atlas
 from babelscope.detection.checkpoint import Checkpoint
+from babelscope.detection.job import Job, Progress, Report
+from babelscope.detection.options import PRESETS, DetectOptions, PresetName
 from babelscope.detection.processes import Processes
 from babelscope.errors import ConfigError
-from babelscope.impacts.kernels import KernelName, choose_kernel, compute_dtype
+from babelscope.impacts.kernels import KernelName, choose_kernel
 from babelscope.languages import get_language
 from babelscope.models.anatomy import Anatomy
 from babelscope.models.load import ModelIdentity
-from babelscope.models.observe import Measure, Observer
+from babelscope.models.observe import Observer
 from babelscope.models.slots import resolve_slots
 from babelscope.neurons.statistics import Layout, Statistics
+from babelscope.progress import Lines, is_shown, shown, task
 
 logger = logging.getLogger(__name__)
 
-PresetName = Literal["default", "paper", "released"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How impacts are measured and, by default, selected."""
-
-    measure: Measure
-    per_token: bool
-    """Norm divided by sqrt(counted tokens), so that long documents don't count more; False: the norm, as the paper."""
-    count_special: bool
-    """BOS and the like attract the same massive activations in every language; the paper counts them."""
-    slots: tuple[str, ...]
-    about: str
-
-
-PRESETS: dict[str, Preset] = {
-    "default": Preset(
-        "exact", True, False, ("q", "k", "v", "o", "ffn"), "exact impact per token, special tokens left out; contrast"
-    ),
-    "paper": Preset(
-        "exact", False, True, ("q", "k", "v", "ffn"), "exact impact as a raw norm over all tokens; minimum"
-    ),
-    "released": Preset(
-        "released", False, True, ("q", "k", "v", "ffn"), "the published code's scores; top k per layer, intersected"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; passed to the progress callback after every batch."""
-
-    language: str
-    languages_done: int
-    languages: int
-    documents: int
-    """Of this language, so far."""
-    asked: int | None
-    """Documents asked for per language; None: all there are."""
-    tokens: int
-    """Of this process, so far."""
-    seconds: float
-    """Since the start of this process."""
+__all__ = ["PRESETS", "Plan", "Progress", "detect", "plan"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +44,8 @@ class Plan:
     units: dict[str, int]
     """Units by slot."""
     corpora: dict[str, list[str]]
-    documents: int | None
+    documents: int | dict[str, int | None] | None
+    """Asked for: per language, or by language where the numbers differ; None: all there are."""
     max_tokens: int
     token_budget: int
     device: str
@@ -103,7 +61,7 @@ def detect(
     tokenizer: Any,
     corpora: Mapping[str, Any],
     *,
-    documents: int | None = None,
+    documents: int | Mapping[str, int] | None = 1000,
     max_tokens: int = 256,
     min_tokens: int = 8,
     preset: PresetName = "default",
@@ -130,8 +88,8 @@ def detect(
         tokenizer: of the model.
         corpora: language code -> text: a path, `-`, `hub:name:config:field`, any iterable of str, or a list of several
             `Path` or `Corpus` objects.
-        documents: per language; drawn at random with the seed from files and lists, the first ones of a stream. None:
-            all.
+        documents: per language, or language -> number; drawn at random with the seed from files and lists, the first
+            ones of a stream. None: all.
         max_tokens: documents are cut to this length.
         min_tokens: shorter documents are skipped, and counted.
         preset: `default`, `paper` or `released`; see `PRESETS`.
@@ -146,7 +104,8 @@ def detect(
         kernel: how attention impacts are computed; `auto`: Triton on a GPU, else compiled when the work repays it.
         run_dir: folder to keep the run in; the same call resumes it after a kill. All processes of a run must see it.
         checkpoint_seconds: how much work a kill may lose.
-        progress: True (a line on stderr), None (True on a terminal), or a function of `Progress`.
+        progress: True (lines on stderr), None (True on a terminal where nothing else shows `babelscope.progress`), or a
+            function of `Progress`.
 
     Returns:
         The atlas. Resuming gives bit-equal statistics; shards merged and other batch sizes give equal documents and
@@ -159,44 +118,58 @@ def detect(
         NumericsError: an impact is NaN or infinite.
         RunFolderError: the run folder is in use, or was made with other settings.
     """
-    job = _prepare(
-        model,
-        tokenizer,
-        corpora,
-        documents=documents,
+    options = DetectOptions(
+        documents=dict(documents) if isinstance(documents, Mapping) else documents,
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         preset=preset,
-        slots=slots,
+        slots=_several(slots),
         folds=folds,
-        top_shares=top_shares,
-        thresholds=thresholds,
+        top_shares=tuple(top_shares),
+        thresholds=tuple(thresholds),
         seed=seed,
         field=field,
         shard=shard,
         token_budget=token_budget,
         kernel=kernel,
     )
-    report = _reporter(progress if job.processes.first else False)
-    if run_dir is None:
+    job = _prepare(model, tokenizer, corpora, options)
+    lines = progress is True or (progress is None and sys.stderr.isatty() and not is_shown())
+    report: Report = progress if callable(progress) and job.processes.first else _say_nothing
+    with ExitStack() as stack:
+        if lines and job.processes.first:
+            stack.enter_context(shown(Lines()))
+        stack.enter_context(task("detection"))
+        if run_dir is not None:
+            return _in_folder(job, Path(run_dir), report, checkpoint_seconds)
         statistics, records = {}, {}
-        with job.observer() as observer:
-            for language in job.corpora:
-                statistics[language], records[language] = job.run(language, observer, report, None)
+        observer = stack.enter_context(job.observer())
+        for language in job.corpora:
+            statistics[language], records[language] = job.run(language, observer, report, None)
         return Atlas(statistics, job.identity, job.settings, records)
-    return _in_folder(job, Path(run_dir), report, checkpoint_seconds)
+
+
+def _say_nothing(progress: Progress) -> None:
+    """Where nobody asked for the progress."""
+
+
+def _several(slots: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Names of slots; one may stand alone."""
+    return None if slots is None else (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def plan(model: nn.Module | Anatomy, tokenizer: Any, corpora: Mapping[str, Any], **settings: Any) -> Plan:
     """What `detect` would do with these arguments, without reading a document, scoring or writing anything.
 
-    It takes the settings of `detect` that decide the work: from `documents` to `kernel`.
+    It takes the settings of `detect` that decide the work, those of `DetectOptions`, with the same defaults.
     """
-    job = _prepare(model, tokenizer, corpora, **settings)
+    if "slots" in settings:
+        settings["slots"] = _several(settings["slots"])
+    job = _prepare(model, tokenizer, corpora, DetectOptions.of(settings))
     one = Statistics.empty(job.layout)
     size = sum(value.numel() * value.element_size() for value in one.tensors("x").values())
     units = {slot: sum(widths) for slot, widths in job.layout.widths.items()}
-    rows = max(1, job.token_budget // job.max_tokens)
+    rows = max(1, job.token_budget // job.options.max_tokens)
     return Plan(
         model=job.identity,
         family=job.anatomy.family,
@@ -204,166 +177,16 @@ def plan(model: nn.Module | Anatomy, tokenizer: Any, corpora: Mapping[str, Any],
         units=units,
         corpora={language: [part.name for part in parts] for language, parts in job.corpora.items()},
         documents=job.documents,
-        max_tokens=job.max_tokens,
+        max_tokens=job.options.max_tokens,
         token_budget=job.token_budget,
-        device=str(_device(job.anatomy.model)),
+        device=str(job.device),
         kernel=job.kernel,
         statistics_bytes=size * len(job.corpora),
         batch_bytes=rows * sum(units.values()) * 4 * 4,
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is settled before the first forward pass."""
-
-    anatomy: Anatomy
-    tokenizer: Any
-    corpora: dict[str, list[Corpus]]
-    layout: Layout
-    slots: tuple[str, ...]
-    measure: Measure
-    per_token: bool
-    count_special: bool
-    documents: int | None
-    max_tokens: int
-    min_tokens: int
-    seed: int
-    shard: tuple[int, int]
-    token_budget: int
-    kernel: KernelName
-    identity: dict[str, Any]
-    settings: dict[str, Any]
-    processes: Processes
-
-    def asked(self) -> dict[str, Any]:
-        """What decides the numbers of a run folder; compared when it is resumed."""
-        return {
-            "command": "detect",
-            "model": self.identity["fingerprint"],
-            "tokenizer": digest(self.tokenizer.get_vocab()),
-            "settings": self.settings,
-            "folds": self.layout.folds,
-            "top_shares": list(self.layout.top_shares),
-            "thresholds": list(self.layout.thresholds),
-            "documents": self.documents,
-            "seed": self.seed,
-            "shard": list(self.shard),
-            "token_budget": self.token_budget,
-            "corpora": {language: [part.identity() for part in parts] for language, parts in self.corpora.items()},
-        }
-
-    def observer(self) -> Observer:
-        """Observes the model for as long as its context is open."""
-        return Observer(self.anatomy, slots=self.slots, kernel=self.kernel, activations=True, measure=self.measure)
-
-    def documents_of(self, language: str) -> tuple[Generator[Batch], SkipCounts]:
-        """Batches of a language, and counts that fill up while they are read."""
-        parts = self.corpora[language]
-        corpus = parts[0] if len(parts) == 1 else _chained(parts)
-        sample, counts = sample_documents(
-            corpus,
-            self.tokenizer,
-            documents=self.documents,
-            max_tokens=self.max_tokens,
-            min_tokens=self.min_tokens,
-            seed=self.seed,
-            shard=self.shard,
-            part=self.processes.part,
-            any_of=None if self.processes.part[1] == 1 else self.processes.any_of,
-        )
-        made = batches(
-            prefetched(sample),
-            token_budget=self.token_budget,
-            pad_id=padding_id(self.tokenizer),
-            count_special=self.count_special,
-        )
-        return made, counts
-
-    def run(
-        self, language: str, observer: Observer, report: Callable[[Progress], None], checkpoint: Checkpoint | None
-    ) -> tuple[Statistics, list[dict[str, Any]]]:
-        """Scores one language, this process's share from its checkpoint if there is one; returns that of all."""
-        statistics = Statistics.empty(self.layout, compute_dtype(next(self.anatomy.model.parameters())))
-        done, halved = 0, 0
-        if checkpoint is not None:
-            statistics, done, halved = checkpoint.load(language, statistics)
-        device = _device(self.anatomy.model)
-        statistics = statistics.on("cpu" if device.type == "meta" else device)
-        made, counts = self.documents_of(language)
-        started, tokens, order = time.monotonic(), 0, list(self.corpora)
-        with closing(made):  # ends the reader, also when a batch fails
-            for number, batch in enumerate(made):
-                if number < done:
-                    continue
-                halved += self._score(batch, observer, statistics)
-                tokens += int(batch.attention_mask.sum())
-                report(
-                    Progress(
-                        language,
-                        order.index(language),
-                        len(order),
-                        int(statistics.documents.sum()),
-                        self.documents,
-                        tokens,
-                        time.monotonic() - started,
-                    )
-                )
-                if checkpoint is not None:
-                    checkpoint.save(language, statistics, number + 1, halved)
-        logger.info("%s: %s", language, counts)
-        mine = torch.tensor([counts.used, counts.cut, halved])
-        used, cut, halved = self.processes.reduced(mine).tolist()
-        statistics = self.processes.together(statistics.on("cpu"))
-        identities = [part.identity() for part in self.corpora[language]]
-        record = {
-            "name": " + ".join(part.name for part in self.corpora[language]),
-            "identity": "unknown" if "unknown" in identities else digest(identities),
-            "shard": list(self.shard),
-            "seed": self.seed,
-            "asked": self.documents,
-            "documents": int(statistics.documents.sum()),
-            "tokens": int(statistics.tokens.sum()),
-            "skipped": {
-                "seen": counts.seen,
-                "empty": counts.empty,
-                "too_short": counts.too_short,
-                "not_sampled": counts.not_sampled,
-                "other_shards": counts.sampled - used,
-                "cut": cut,
-            },
-            "batches_halved": halved,
-        }
-        return statistics, [record]
-
-    def _score(self, batch: Batch, observer: Observer, statistics: Statistics) -> int:
-        """Scores a batch; halves it as often as memory asks. Returns how often."""
-        try:
-            observation = observer.run(batch.input_ids, batch.attention_mask, batch.counted)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if self.processes.one_model:
-                raise ConfigError(
-                    f"out of memory with {len(batch)} documents of {batch.input_ids.shape[1]} tokens, on one of the "
-                    "processes that hold the model together, which can't halve the batch by itself. Lower "
-                    "token_budget (--token-budget) and start again in another run folder."
-                ) from error
-            if len(batch) == 1:
-                raise ConfigError(
-                    f"a single document of {batch.input_ids.shape[1]} tokens does not fit in memory. "
-                    "Lower max_tokens (--max-tokens), or load the model in a smaller dtype."
-                ) from error
-        else:
-            statistics.add(observation, batch.counted.sum(1), batch.position, per_token=self.per_token)
-            return 0
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        logger.warning("out of memory with %d documents of %d tokens: going on with half", *batch.input_ids.shape)
-        return 1 + sum(self._score(half, observer, statistics) for half in batch.halves())
-
-
-def _in_folder(job: _Job, folder: Path, report: Callable[[Progress], None], seconds: float) -> Atlas:
+def _in_folder(job: Job, folder: Path, report: Report, seconds: float) -> Atlas:
     for parts in job.corpora.values():
         fixed = next((part.name for part in parts if not part.rewindable), None)
         if fixed:
@@ -411,158 +234,80 @@ def _record_end(folder: Path, atlas: Atlas, checkpoint: Checkpoint) -> None:
     checkpoint.clear()
 
 
-def _prepare(
-    model: nn.Module | Anatomy,
-    tokenizer: Any,
-    corpora: Mapping[str, Any],
-    *,
-    documents: int | None = None,
-    max_tokens: int = 256,
-    min_tokens: int = 8,
-    preset: str = "default",
-    slots: Iterable[str] | None = None,
-    folds: int = 4,
-    top_shares: Iterable[float] = (0.01, 0.05, 0.1, 0.25),
-    thresholds: Iterable[float] = (),
-    seed: int = 0,
-    field: str = "text",
-    shard: tuple[int, int] = (0, 1),
-    token_budget: int | None = None,
-    kernel: KernelName = "auto",
-) -> _Job:
-    if preset not in PRESETS:
-        raise ConfigError(f"wanted a preset among {', '.join(PRESETS)}, found {preset!r}. Correct the name.")
-    chosen = PRESETS[preset]
+def _prepare(model: nn.Module | Anatomy, tokenizer: Any, corpora: Mapping[str, Any], options: DetectOptions) -> Job:
+    """Everything that can be wrong is found here, before a folder is made or a document is read."""
+    preset = PRESETS[options.preset]
+    slots = resolve_slots(options.slots) if options.slots is not None else preset.slots
+    if preset.measure == "released" and "o" in slots:
+        raise ConfigError("the published code has no score for slot o. Leave it out, or choose another preset.")
+    opened = _opened(corpora, options)
+    anatomy = model if isinstance(model, Anatomy) else Anatomy(model, slots)
+    _check_lengths(anatomy, tokenizer, options)
+    widths = {slot: tuple(anatomy.width(slot, layer) for layer in range(anatomy.n_layers)) for slot in slots}
+    weight = next(anatomy.model.parameters())
+    usual_budget = 16384 if weight.device.type == "cuda" else 2048
+    documents = sum(options.documents_of(language) or 1000 for language in opened)
+    job = Job(
+        anatomy=anatomy,
+        tokenizer=tokenizer,
+        corpora=opened,
+        options=options,
+        layout=Layout(widths, options.folds, options.top_shares, options.thresholds),
+        slots=slots,
+        token_budget=usual_budget if options.token_budget is None else options.token_budget,
+        kernel=choose_kernel(options.kernel, _operations(anatomy, slots, documents, options.max_tokens)),
+        identity=ModelIdentity.of(anatomy.model).as_json(),
+        settings={
+            "preset": options.preset,
+            "measure": preset.measure,
+            "per_token": preset.per_token,
+            "count_special": preset.count_special,
+            "max_tokens": options.max_tokens,
+            "min_tokens": options.min_tokens,
+            "slots": list(slots),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "family": anatomy.family,
+        },
+        processes=Processes.join(one_model=anatomy.mesh is not None),
+    )
+    for language in opened:
+        job.read(language)  # reads nothing yet, but refuses settings out of range before a folder is made
+    return job
+
+
+def _opened(corpora: Mapping[str, Any], options: DetectOptions) -> dict[str, list[Corpus]]:
+    """The corpora of each language, by its code."""
     if not corpora:
         raise ConfigError("no corpus given. Give one per language, for example --corpus fr=french.txt.")
-    if folds < 1:
-        raise ConfigError(f"wanted folds of 1 or more, found {folds}. Correct it.")
-    top_shares = tuple(top_shares)
-    if any(not 0 < share <= 1 for share in top_shares):
-        raise ConfigError(f"wanted top shares above 0 and at most 1, found {top_shares}. Correct them.")
-    wanted = resolve_slots(slots) if slots is not None else chosen.slots
-    if chosen.measure == "released" and "o" in wanted:
-        raise ConfigError("the published code has no score for slot o. Leave it out, or choose another preset.")
     opened: dict[str, list[Corpus]] = {}
-    for language, spec in corpora.items():
+    for language, source in corpora.items():
         code = get_language(language).code
         if code in opened:
             raise ConfigError(f"language {code!r} was given twice. Give all its files in one list.")
-        several = (
-            isinstance(spec, list | tuple) and bool(spec) and all(isinstance(item, Path | Corpus) for item in spec)
-        )
-        opened[code] = [open_corpus(item, field=field, seed=seed) for item in (spec if several else [spec])]
-    anatomy = model if isinstance(model, Anatomy) else Anatomy(model, wanted)
+        several = isinstance(source, list | tuple) and source and all(isinstance(it, Path | Corpus) for it in source)
+        parts = source if several else [source]
+        opened[code] = [open_corpus(part, field=options.field, seed=options.seed) for part in parts]
+    return opened
+
+
+def _check_lengths(anatomy: Anatomy, tokenizer: Any, options: DetectOptions) -> None:
+    """Refuses documents that are longer than the model reads, and a tokenizer with more tokens than the model has."""
     longest = getattr(anatomy.config, "max_position_embeddings", None)
-    if longest is not None and max_tokens > longest:
+    if longest is not None and options.max_tokens > longest:
         raise ConfigError(
-            f"max_tokens is {max_tokens}, but the model has {longest} positions. Lower max_tokens to {longest} or less."
+            f"max_tokens is {options.max_tokens}, but the model has {longest} positions. Lower max_tokens to {longest} "
+            "or less."
         )
     vocabulary = anatomy.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > vocabulary:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {vocabulary}. Load the tokenizer of this model."
         )
-    widths = {slot: tuple(anatomy.width(slot, layer) for layer in range(anatomy.n_layers)) for slot in wanted}
-    device = _device(anatomy.model)
-    settings = {
-        "preset": preset,
-        "measure": chosen.measure,
-        "per_token": chosen.per_token,
-        "count_special": chosen.count_special,
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "slots": list(wanted),
-        "dtype": str(next(anatomy.model.parameters()).dtype).removeprefix("torch."),
-        "family": anatomy.family,
-    }
-    job = _Job(
-        anatomy=anatomy,
-        tokenizer=tokenizer,
-        corpora=opened,
-        layout=Layout(widths, folds, top_shares, tuple(thresholds)),
-        slots=wanted,
-        measure=chosen.measure,
-        per_token=chosen.per_token,
-        count_special=chosen.count_special,
-        documents=documents,
-        max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        seed=seed,
-        shard=shard,
-        token_budget=(16384 if device.type == "cuda" else 2048) if token_budget is None else token_budget,
-        kernel=choose_kernel(kernel, _operations(anatomy, wanted, documents, max_tokens, len(opened))),
-        identity=ModelIdentity.of(anatomy.model).as_json(),
-        settings=settings,
-        processes=Processes.join(one_model=anatomy.mesh is not None),
-    )
-    for language in opened:
-        job.documents_of(language)  # reads nothing yet, but refuses settings out of range before a folder is made
-    return job
 
 
-def _operations(anatomy: Anatomy, slots: Iterable[str], documents: int | None, tokens: int, languages: int) -> int:
-    """About how many exponentials the attention impacts of the whole job need, and a tenth of what it sums."""
+def _operations(anatomy: Anatomy, slots: Iterable[str], documents: int, tokens: int) -> int:
+    """About how many exponentials the attention impacts of all documents need, and a tenth of what they sum."""
     layers = range(anatomy.n_layers)
     exponentials = sum(layer.attention.n_heads * layer.attention.head_dim for layer in anatomy.layers) * tokens**2 // 2
     summed = sum(anatomy.width(slot, layer) for slot in slots for layer in layers) * tokens
-    return (exponentials * len({"q", "k"} & set(slots)) + summed // 10) * languages * (documents or 1000)
-
-
-def _chained(parts: list[Corpus]) -> Corpus:
-    def texts() -> Iterator[object]:
-        for part in parts:
-            for document in part:
-                yield document.text
-
-    return replace(
-        parts[0],
-        name=" + ".join(part.name for part in parts),
-        rewindable=all(part.rewindable for part in parts),
-        bounded=all(part.bounded for part in parts),
-        texts=texts,
-        content=lambda: digest([part.identity() for part in parts]),
-    )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU allocator raises a RuntimeError that says so."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
-
-
-def _reporter(progress: bool | Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-    if callable(progress):
-        return progress
-    if progress is None:
-        progress = sys.stderr.isatty()
-    return _Line() if progress else lambda _: None
-
-
-class _Line:
-    """A progress line per language on stderr, through tqdm (which transformers brings along)."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._language = ""
-
-    def __call__(self, progress: Progress) -> None:
-        from tqdm import tqdm
-
-        if progress.language != self._language:
-            if self._bar is not None:
-                self._bar.close()
-            self._language = progress.language
-            self._bar = tqdm(
-                total=progress.asked,
-                unit="doc",
-                desc=f"{progress.language} ({progress.languages_done + 1}/{progress.languages})",
-            )
-        self._bar.set_postfix_str(f"{progress.tokens / max(progress.seconds, 1e-9):.0f} tokens/s", refresh=False)
-        self._bar.update(progress.documents - self._bar.n)
-        if progress.asked is not None and progress.documents >= progress.asked:
-            self._bar.close()
+    return (exponentials * len({"q", "k"} & set(slots)) + summed // 10) * documents

@@ -30,7 +30,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +38,9 @@ from torch.utils import _pytree
 
 from babelscope.errors import ConfigError, MissingDependencyError
 from babelscope.impacts.compiling import compiled
+from babelscope.impacts.names import KernelName as KernelName
 
 logger = logging.getLogger(__name__)
-
-KernelName = Literal["auto", "triton", "compiled", "eager", "reference"]
 
 ROW_BLOCK = 32
 """Query rows handled at once. Smaller blocks skip more of the future (j > i); 32 was fastest on two CPU cores."""

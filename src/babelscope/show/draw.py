@@ -271,6 +271,15 @@ def _draw_model(content: Mapping[str, Any], screen: Screen) -> list[str]:
 # What commands say at their end
 
 
+def _asked(documents: int | Mapping[str, int] | None) -> str:
+    """Documents that are asked for, per language or by language."""
+    if documents is None:
+        return "all there are"
+    if isinstance(documents, Mapping):
+        return ", ".join(f"{label(code)} {number:,}" for code, number in documents.items())
+    return f"{documents:,} per language"
+
+
 def draw_plan(content: Mapping[str, Any], screen: Screen) -> list[str]:
     """What detection would do."""
     total = sum(content["units"].values())
@@ -281,7 +290,7 @@ def draw_plan(content: Mapping[str, Any], screen: Screen) -> list[str]:
         [
             ("model", f"{content['model']['name']}, {content['family']}, {content['layers']} layers"),
             ("units", ", ".join(f"{slot} {n:,}" for slot, n in content["units"].items()) + f": {total:,} together"),
-            ("documents", "all there are" if documents is None else f"{documents:,} per language"),
+            ("documents", _asked(documents)),
             ("cut to", f"{content['max_tokens']:,} tokens"),
             ("batches", f"up to {content['token_budget']:,} tokens, padding included"),
             ("device", content["device"]),

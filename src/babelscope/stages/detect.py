@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from babelscope.options import Count, Language, Options, Refused, Several, Share
+from babelscope.detection.options import DetectOptions
+from babelscope.options import Refused, without
 from babelscope.report.results import Section, table
 from babelscope.stages.contract import Cost, Stage
-from babelscope.stages.job import Job, named, portable
+from babelscope.stages.job import RUN, Job, named, portable
 
 if TYPE_CHECKING:
     from babelscope.stages.study import Study
 
 
-class DetectOptions(Options):
-    """Which neurons each language needs."""
-
-    documents: Count | dict[Language, Count] = 1000
-    """per language, or by language"""
-    max_tokens: Several = 256
-    """documents are cut to this length"""
-    min_tokens: Count = 8
-    """shorter documents are skipped"""
-    preset: Literal["default", "paper", "released"] = "default"
-    """how impacts are measured"""
-    kernel: Literal["auto", "triton", "compiled", "eager", "reference"] = "auto"
-    """that computes attention impacts"""
-    token_budget: Several | None = None
-    """tokens of a batch; null: by device"""
-    slots: tuple[str, ...] | None = None
-    """only these of q, k, v, o and ffn; null: those of the preset"""
-    top_shares: tuple[Share, ...] = (0.01, 0.05, 0.1, 0.25)
-    """shares of a layer's units whose hits are counted, for select.top_k"""
-    thresholds: tuple[float, ...] = ()
-    """impacts whose exceedances are counted, for select.eps with select.min_support"""
-    folds: Count = 4
-    """parts that documents are dealt to, for stability and intervals"""
+STUDY_WIDE = ("seed", "field")
+"""Settings that a study has once, for all stages."""
+USUAL = 1000
+"""Documents of a language that an estimate counts with where all are asked for, however many there are."""
+Settings = without(DetectOptions, "Settings", (*STUDY_WIDE, "shard"))
+"""The settings of detection in a study; shards are of the command, for several machines."""
 
 
 class Detect(Stage[DetectOptions]):
     """Scores every neuron on the documents of every language: one run folder per number of documents."""
 
-    name, title, options = "detect", "Which neurons each language needs", DetectOptions
+    name, title, options = "detect", "Which neurons each language needs", Settings
     texts = ("detect",)
     decides = ("languages", "seed")
 
@@ -60,7 +44,7 @@ class Detect(Stage[DetectOptions]):
     def cost(self, options: DetectOptions, study: Study) -> Cost:
         """One and a half reads of every document."""
         asked = options.documents
-        documents = sum(asked.values()) if isinstance(asked, dict) else asked * len(study.languages)
+        documents = sum(asked.values()) if isinstance(asked, dict) else (asked or USUAL) * len(study.languages)
         return Cost(len(study.languages), 1.5 * documents * options.max_tokens)
 
     def run(self, job: Job, options: DetectOptions) -> Section:
@@ -69,26 +53,22 @@ class Detect(Stage[DetectOptions]):
         from babelscope.detection.detect import detect as run
         from babelscope.models.anatomy import Anatomy
 
-        asked = options.documents
-        count = asked if isinstance(asked, dict) else dict.fromkeys(job.study.languages, asked)
         job.start(len(job.study.languages))
-        anatomy = Anatomy(job.model)
-        finished = 0
 
         def tell(progress: Progress) -> None:
-            done = finished + progress.languages_done
             part = min(1.0, progress.documents / progress.asked) if progress.asked else 0.0
-            job.task.reach(done + part, named(progress.language))
+            job.task.reach(progress.languages_done + part, named(progress.language))
 
-        for documents in dict.fromkeys(count[code] for code in job.study.languages):
-            corpora = {code: job.corpus("detect", code) for code in job.study.languages if count[code] == documents}
-            settings = {name: value for name, value in vars(options).items() if name != "documents"}
-            run(
-                anatomy, job.tokenizer, corpora, documents=documents, seed=job.study.seed,
-                run_dir=job.folder / f"run-{documents}", progress=tell, **settings,
-            )  # fmt: skip
-            finished += len(corpora)
-            job.task.reach(finished)
+        run(
+            Anatomy(job.model),
+            job.tokenizer,
+            {code: job.corpus("detect", code) for code in job.study.languages},
+            run_dir=job.folder / RUN,
+            progress=tell,
+            **{name: getattr(job.study, name) for name in STUDY_WIDE},
+            **vars(options),
+        )
+        job.task.reach(len(job.study.languages))
         atlas = job.atlas
         rows = []
         for code in job.study.languages:

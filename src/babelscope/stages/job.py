@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 CELLS, FOUND = "cells.jsonl", "found.json"
+RUN = "run"
+"""The folder of the detection in that of its stage."""
 BITS = "change in bits per byte"
 """What damage and tuning are measured in, as axes and captions say it."""
 
@@ -130,11 +132,7 @@ class Job:
 
         if "detect" in self.study.given:
             return Atlas.load(self.study.given["detect"])
-        parts = [Atlas.load(path) for path in sorted((self.folder.parent / "detect").glob("run-*"))]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = whole | part
-        return whole
+        return Atlas.load(self.folder.parent / "detect" / RUN)
 
     @cached_property
     def sets(self) -> dict[str, NeuronSet]:
