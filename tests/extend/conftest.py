@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "extend"
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """A function that installs the package of a page, and makes a registry look again."""
+    """A function that installs the package of a page, and makes registries look again."""
 
-    def installed(page: str, registry: Registry[Any]) -> None:
+    def installed(page: str, *registries: Registry[Any]) -> None:
         code, entries = re.findall(
             r"```(?:python|toml) title=[^\n]*\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S
         )
@@ -32,8 +33,10 @@ def install(tmp_path, monkeypatch):
         points = entries.replace("[project.entry-points.", "[").replace('"', "")
         (about / "entry_points.txt").write_text(points, encoding="utf-8")
         monkeypatch.syspath_prepend(str(folder))
-        fresh: Registry[Any] = Registry(registry.kind, registry.group, registry._own)
-        monkeypatch.setitem(registry.__dict__, "_entries", fresh._entries)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        for registry in registries:
+            fresh: Registry[Any] = Registry(registry.kind, registry.group, registry._own)
+            monkeypatch.setitem(registry.__dict__, "_entries", fresh._entries)
 
     return installed
 

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-from babelscope import tinybabel
 from babelscope.compression import COMPRESSIONS, formats, opened, optional
 from babelscope.errors import ConfigError, DataError
+from babelscope.plugins import Registry
 from babelscope.textfiles import MIB, json_rows, lines, valid
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ class Corpus:
 
     name: str
     """What messages and reports call it: the path, the Hub name, `stdin`."""
-    kind: Literal["file", "files", "stdin", "hub", "tinybabel", "memory", "iterator"]
+    kind: str
+    """file, files, stdin, hub, memory, iterator, or the word before the colon of a registered kind."""
     rewindable: bool
     """Whether it can be read again from the start; False for standard input and one-shot iterators."""
     bounded: bool
@@ -82,6 +83,12 @@ class Corpus:
         return self.content()
 
 
+CORPORA: Registry[Callable[[str], Corpus]] = Registry(
+    "kind of corpus", "babelscope.corpora", {"tinybabel": "babelscope.tinybabel.plugin:open_texts"}
+)
+"""The word before the colon of a spec -> a function that opens the corpus of the whole spec."""
+
+
 def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: str = "text", seed: int = 0) -> Corpus:
     """Open a source of text.
 
@@ -98,6 +105,7 @@ def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: st
               empty, FIELD defaults to `field`, SPLIT to `train`; NAME may be a local folder;
             - `tinybabel:LANGUAGE` or `tinybabel:LANGUAGE:SPLIT`: texts about Tinybabel's world, what its model was
               trained on (SPLIT `train`) or facts that it has never seen (`validation`, `test`);
+            - `KIND:...` of another package that registers the kind (docs/extend/source.md);
             - an iterable of str; a list of str is texts, never paths.
         field: the JSON key or Parquet column that holds the text.
         seed: of the shuffling of a Hub stream, over a buffer of `SHUFFLE_BUFFER` documents. Other sources keep their
@@ -114,9 +122,10 @@ def open_corpus(spec: str | os.PathLike[str] | Iterable[str] | Corpus, field: st
         path = os.fspath(spec)
         if path == "-":
             return Corpus("stdin", "stdin", False, True, _once(_stdin_lines(), "stdin"), lambda: "unknown")
-        if path.startswith(f"{tinybabel.NAME}:"):
-            return _tinybabel(path)
-        return _hub(path, field, seed) if path.startswith("hub:") else _files(path, field)
+        if path.startswith("hub:"):
+            return _hub(path, field, seed)
+        kind, colon, _ = path.partition(":")
+        return CORPORA[kind](path) if colon and kind in CORPORA else _files(path, field)
     return _in_python(spec)
 
 
@@ -311,20 +320,6 @@ def _no_field(where: str, field: str, present: list[str], what: str) -> str:
 
 
 # Hugging Face datasets
-
-
-def _tinybabel(spec: str) -> Corpus:
-    from babelscope.tinybabel.texts import COUNTS, documents, fingerprint
-    from babelscope.tinybabel.world import Split
-
-    _, code, split, *more = [*spec.split(":"), "train"] if spec.count(":") == 1 else spec.split(":")
-    if more or split not in COUNTS:
-        raise ConfigError(
-            f"wanted tinybabel:LANGUAGE or tinybabel:LANGUAGE:SPLIT with a SPLIT of {', '.join(COUNTS)}; found {spec!r}"
-        )
-    part = cast(Split, split)
-    content = fingerprint(code, part)
-    return Corpus(spec, "tinybabel", True, True, lambda: documents(code, part), lambda: content)
 
 
 def _hub(spec: str, field: str, seed: int) -> Corpus:

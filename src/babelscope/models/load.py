@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from babelscope import tinybabel
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.models import parallel
+from babelscope.models.named import MODELS, model_folder
 
 _SAMPLES = 1024
 """Values read per tensor for the fingerprint: a 70B model costs a few megabytes of reading."""
@@ -82,9 +82,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wanted = _dtype(dtype)
-    folder = Path(name).expanduser()
-    if str(name) == tinybabel.NAME and not folder.is_dir():
-        folder = tinybabel.MODEL
+    folder = model_folder(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise DataError(
@@ -114,7 +112,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **common, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        meant = difflib.get_close_matches(str(name), [tinybabel.NAME])
+        meant = difflib.get_close_matches(str(name), MODELS.names())
         raise DataError(
             f"could not load {source!r}{f' (did you mean {meant[0]}?)' if meant else ''}: {str(error).strip()}\n"
             "Check the name, log in for a gated model (hf auth login), or give a local folder."

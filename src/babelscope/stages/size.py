@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from babelscope import tinybabel
 from babelscope.artifacts import read_json
+from babelscope.models.named import model_folder
 
 if TYPE_CHECKING:
     from babelscope.stages.study import Model
@@ -41,7 +40,7 @@ class Size:
         if model.name in SIZES:
             parameters, layers = SIZES[model.name]
             return cls(parameters, layers, parameters * width)
-        folder = tinybabel.MODEL if model.name == tinybabel.NAME else Path(model.name).expanduser()
+        folder = model_folder(model.name)
         if not (folder / "config.json").is_file():
             return cls(None, None, None)
         config = read_json(folder / "config.json")

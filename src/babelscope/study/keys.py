@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from babelscope import tinybabel
 from babelscope.artifacts import digest
 from babelscope.corpora.sources import open_corpus
 from babelscope.errors import DataError
+from babelscope.models.named import model_folder
 from babelscope.report.results import VERSION
 from babelscope.stages.contract import STAGES
 from babelscope.stages.study import Model, Study
@@ -71,7 +71,7 @@ def text_identities(study: Study, stages: list[str]) -> dict[str, dict[str, dict
 
 def model_identity(spec: Model) -> str:
     """What tells a model from another without loading it: its files' sizes and ends; for a Hub name, the revision."""
-    folder = tinybabel.MODEL if spec.name == tinybabel.NAME else Path(spec.name).expanduser()
+    folder = model_folder(spec.name)
     if not folder.is_dir():
         return f"{spec.name}@{spec.revision or 'main'}"
     return _ends(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model"))

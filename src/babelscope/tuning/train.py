@@ -7,9 +7,7 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from babelscope.artifacts import digest, read_json, run_folder, update_run, write_json
+from babelscope.artifacts import digest, read_json, update_run, write_json
 from babelscope.corpora.batching import padding_id, sample_documents
 from babelscope.corpora.sources import Corpus, open_corpus
 from babelscope.errors import ConfigError, DataError, MissingDependencyError, NumericsError
@@ -26,6 +24,7 @@ from babelscope.evaluation.likelihood import likelihood
 from babelscope.models.load import ModelIdentity
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.progress import task
+from babelscope.tuning.launch import shared_folder
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -192,7 +191,7 @@ def tune(
         "recipe": {name: getattr(plan, name) for name in Recipe.__dataclass_fields__},
     }
     texts, tests = training_texts(source, sources, target, tokenizer, plan)
-    with _folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
+    with shared_folder(run_dir, asked, {"corpus_asked": source.name}) as folder:
         if run_dir is not None and (folder / HISTORY).exists():
             logger.info("%s is finished already; nothing to do", folder)
             return _finished(folder, model, target)
@@ -440,41 +439,6 @@ def _finished(folder: Path, model: nn.Module, target: str) -> TuneResult:
         trained = PeftModel.from_pretrained(model, folder / ADAPTER)
     names = ("before", "after", "history", "best_step", "share", "parameters")
     return TuneResult(trained, target, **{name: record[name] for name in names})
-
-
-@contextmanager
-def _folder(run_dir: Any, asked: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Path]:
-    """The run folder, locked by the first of several processes; or a temporary one."""
-    from accelerate import PartialState
-
-    for name in ("DEEPSPEED", "MEGATRON_LM"):
-        if launched_with(name):
-            raise ConfigError(
-                f"tune was launched with {name}, whose pieces of a model it can't save or measure. Launch with FSDP "
-                "version 2 (accelerate launch --use_fsdp --fsdp_version 2), or without either if the model fits a GPU."
-            )
-    if launched_with("FSDP"):
-        if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-            raise ConfigError(f"tune wants FSDP version 2, found version {version}. Launch with --fsdp_version 2.")
-        # The other kind, in shards, is read with pickle.
-        os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    with ExitStack() as stack:
-        if run_dir is None:
-            if state.num_processes > 1:
-                raise ConfigError("several processes need one run folder to meet in. Give run_dir (--out).")
-            yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            return
-        folder = Path(run_dir).expanduser().resolve()
-        if state.is_main_process:
-            stack.enter_context(run_folder(folder, asked, about))
-        state.wait_for_everyone()
-        yield folder
-
-
-def launched_with(name: str) -> bool:
-    """Whether accelerate's launcher asked for it: FSDP, DEEPSPEED or MEGATRON_LM."""
-    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from babelscope.errors import ConfigError, NumericsError
 from babelscope.progress import Task
-from babelscope.tuning.train import launched_with
+from babelscope.tuning.launch import launched_with
 
 if TYPE_CHECKING:
     from babelscope.tuning.train import Recipe
