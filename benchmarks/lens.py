@@ -33,11 +33,23 @@ LANGUAGES = 11
 WAYS = ("plain", "all layers", "lens")
 SHAPES = {
     "Qwen2.5-0.5B": {"num_hidden_layers": 4},
-    "8M, 8 thousand tokens": {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8,
-                              "num_key_value_heads": 4, "vocab_size": 8192, "num_hidden_layers": 8},
-    "Tinybabel": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8,
-                  "num_key_value_heads": 2, "vocab_size": 4096, "num_hidden_layers": 8},
-}  # fmt: skip
+    "8M, 8 thousand tokens": {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 8192,
+        "num_hidden_layers": 8,
+    },
+    "Tinybabel": {
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 4096,
+        "num_hidden_layers": 8,
+    },
+}
 """What is other than in Qwen2.5-0.5B; of that, only four of its 24 layers, each of which is decoded."""
 
 

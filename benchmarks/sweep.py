@@ -161,14 +161,25 @@ def _chart(record: dict[str, Any], path: Path) -> None:
         for name, ratio in cell["over plain"].items()
     ]
     lengths = sorted({cell["length"] for cell in record["cells"]})
-    by_length = alt.Chart(alt.Data(values=ratios)).mark_line(point={"size": 70}).encode(
-        x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=lengths), title="tokens"),
-        y=alt.Y("ratio:Q", title="times a plain forward pass", scale=alt.Scale(domainMin=0)),
-        color=alt.Color("slots:N"), detail="batch:N", shape=alt.Shape("batch:N", sort=None),
-    )  # fmt: skip
-    by_documents = alt.Chart(alt.Data(values=record["documents"])).mark_line(point=True).encode(
-        x=alt.X("documents:Q", title="documents of 256 tokens"), y=alt.Y("seconds:Q", title="seconds, all slots"),
-    )  # fmt: skip
+    by_length = (
+        alt.Chart(alt.Data(values=ratios))
+        .mark_line(point={"size": 70})
+        .encode(
+            x=alt.X("tokens:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(values=lengths), title="tokens"),
+            y=alt.Y("ratio:Q", title="times a plain forward pass", scale=alt.Scale(domainMin=0)),
+            color=alt.Color("slots:N"),
+            detail="batch:N",
+            shape=alt.Shape("batch:N", sort=None),
+        )
+    )
+    by_documents = (
+        alt.Chart(alt.Data(values=record["documents"]))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("documents:Q", title="documents of 256 tokens"),
+            y=alt.Y("seconds:Q", title="seconds, all slots"),
+        )
+    )
     drawn = alt.hconcat(by_length.properties(width=320, height=240), by_documents.properties(width=240, height=240))
     path.write_text(vl_convert().vegalite_to_svg(for_paper(drawn)), encoding="utf-8")
 

@@ -166,12 +166,20 @@ class Published:
             parts_HDTT = torch.einsum("hid,hjd->hdij", q, k)
             moved_HDTT = (s_HTT[:, None] - parts_HDTT).softmax(-1) - s_HTT.softmax(-1)[:, None]
             attention_HD = moved_HDTT.square().sum((2, 3))
-            scores.append({
-                "q": attention_HD.flatten(),
-                "k": attention_HD.unflatten(0, (groups, -1)).amax(1).flatten(),
-                "v": each["v"][0].float().abs().sum(0).unflatten(0, (groups, heads // groups, -1)).amax(1).flatten(),
-                "ffn": each["up"][0].float().abs().sum(0),
-            })  # fmt: skip
+            scores.append(
+                {
+                    "q": attention_HD.flatten(),
+                    "k": attention_HD.unflatten(0, (groups, -1)).amax(1).flatten(),
+                    "v": each["v"][0]
+                    .float()
+                    .abs()
+                    .sum(0)
+                    .unflatten(0, (groups, heads // groups, -1))
+                    .amax(1)
+                    .flatten(),
+                    "ffn": each["up"][0].float().abs().sum(0),
+                }
+            )
         self.found = [{name: value.cpu() for name, value in each.items()} for each in scores]
         self.largest = [
             {

@@ -99,9 +99,15 @@ def main() -> None:
         record["lens"] = {}
         for name, settings in ways.items():
             curve = bs.language_lens(
-                model, tokenizer, lines, profile, documents=options.prompts, max_tokens=options.max_tokens,
-                new_tokens=options.new_tokens, **settings,
-            )  # fmt: skip
+                model,
+                tokenizer,
+                lines,
+                profile,
+                documents=options.prompts,
+                max_tokens=options.max_tokens,
+                new_tokens=options.new_tokens,
+                **settings,
+            )
             record["lens"][name] = show(name, curve)
     if options.model == tinybabel.NAME:
         record["words"] = words(model, tokenizer)

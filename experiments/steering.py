@@ -46,10 +46,15 @@ def main() -> None:
     for target in options.to.split(","):
         sets = {code: atlas.select(code, budget=options.budget) for code in (target, "en")}
         tried = ways(
-            anatomy, sets, means, target, "en", layers=layers,
+            anatomy,
+            sets,
+            means,
+            target,
+            "en",
+            layers=layers,
             factors=[float(each) for each in options.factors.split(",")],
             alphas=[float(each) for each in options.alphas.split(",")],
-        )  # fmt: skip
+        )
         for name, way in tried.items():
             told = spoken(model, tokenizer, profile, prompts, way, options.tokens)
             share = wilson(told["languages"].count(target), len(prompts))

@@ -67,14 +67,46 @@ def write_benchmarks(folder: Path, items: int = 3) -> Path:
         xlsum = {"en": "english", "fr": "french", "zh": "chinese_simplified"}[code]
         files = {
             f"mgsm/mgsm_{code}.tsv": "".join(f"{text}?\t{number}\n" for number, text in enumerate(texts)),
-            f"xquad/xquad.{code}.json": json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": [
-                {"context": text, "qas": [{"id": f"{code}{at}", "question": "?", "answers": [
-                    {"text": text.split()[0], "answer_start": 0}]}]} for at, text in enumerate(texts)]}]}),
-            f"xcsqa/{code}/dev.jsonl": "".join(json.dumps({"id": f"{code}{at}", "lang": code, "question": {
-                "stem": text, "choices": options}, "answerKey": "B"}) + "\n" for at, text in enumerate(texts)),
-            f"xlsum/{xlsum}_test.jsonl": "".join(json.dumps({"id": f"{code}{at}", "url": "", "title": "t",
-                "summary": text[:9], "text": text}) + "\n" for at, text in enumerate(texts)),
-        }  # fmt: skip
+            f"xquad/xquad.{code}.json": json.dumps(
+                {
+                    "version": "1.1",
+                    "data": [
+                        {
+                            "title": "t",
+                            "paragraphs": [
+                                {
+                                    "context": text,
+                                    "qas": [
+                                        {
+                                            "id": f"{code}{at}",
+                                            "question": "?",
+                                            "answers": [{"text": text.split()[0], "answer_start": 0}],
+                                        }
+                                    ],
+                                }
+                                for at, text in enumerate(texts)
+                            ],
+                        }
+                    ],
+                }
+            ),
+            f"xcsqa/{code}/dev.jsonl": "".join(
+                json.dumps(
+                    {
+                        "id": f"{code}{at}",
+                        "lang": code,
+                        "question": {"stem": text, "choices": options},
+                        "answerKey": "B",
+                    }
+                )
+                + "\n"
+                for at, text in enumerate(texts)
+            ),
+            f"xlsum/{xlsum}_test.jsonl": "".join(
+                json.dumps({"id": f"{code}{at}", "url": "", "title": "t", "summary": text[:9], "text": text}) + "\n"
+                for at, text in enumerate(texts)
+            ),
+        }
         for name, content in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

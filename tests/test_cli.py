@@ -207,9 +207,18 @@ def test_select_passes_everything_on(run, finished, monkeypatch, tmp_path):
     words += " --statistic activation --own mean --others max --language French zho_Hans --out"
     assert run("select", finished / "atlas.safetensors", *words.split(), tmp_path / "to").code == 0
     options = {
-        "rule": "r", "budget": 7, "eps": 0.5, "top_k": 0.1, "min_support": 0.9, "per_slot": True, "slots": ("q", "k"),
-        "exclude": "en", "statistic": "activation", "own": "mean", "others": "max",
-    }  # fmt: skip
+        "rule": "r",
+        "budget": 7,
+        "eps": 0.5,
+        "top_k": 0.1,
+        "min_support": 0.9,
+        "per_slot": True,
+        "slots": ("q", "k"),
+        "exclude": "en",
+        "statistic": "activation",
+        "own": "mean",
+        "others": "max",
+    }
     assert asked == {"fr": options, "zh": options}
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["fr.safetensors", "zh.safetensors"]
     asked.clear()

@@ -376,9 +376,18 @@ def test_a_study_is_shown_with_what_it_found(tmp_path):
     """Until then it was shown as a detection of no languages."""
     finding = {"claim": "A holds", "verdict": "holds", "text": "It does.", "effect": 0.5, "low": 0.25, "high": 0.75}
     result = {
-        "kind": "babelscope result", "version": 1, "stage": "damage", "model": "m", "title": "Damage", "seconds": 120.0,
-        "command": "babelscope study s.yaml", "how": "So.", "findings": [finding], "tables": [], "figures": [],
-    }  # fmt: skip
+        "kind": "babelscope result",
+        "version": 1,
+        "stage": "damage",
+        "model": "m",
+        "title": "Damage",
+        "seconds": 120.0,
+        "command": "babelscope study s.yaml",
+        "how": "So.",
+        "findings": [finding],
+        "tables": [],
+        "figures": [],
+    }
     record = {"asked": {"command": "study"}, "status": "unfinished", "models": {"m": {}}, "stages": ["damage", "lens"]}
     write_json(tmp_path / "run.json", record)
     (tmp_path / "m" / "damage").mkdir(parents=True)

@@ -19,8 +19,13 @@ from babelscope.stages.study import Common
 
 NOT_OF_A_STUDY = {"shard": "several machines share one detection, a study runs on one"}
 NOT_A_SETTING = {
-    "model", "tokenizer", "corpora", "run_dir", "checkpoint_seconds", "progress",
-}  # fmt: skip
+    "model",
+    "tokenizer",
+    "corpora",
+    "run_dir",
+    "checkpoint_seconds",
+    "progress",
+}
 """Keywords of `detect` that say what it works on and where, and not what its numbers are."""
 OTHER_FLAGS = {"corpora": "--corpus LANGUAGE=SOURCE", "run_dir": "--out"}
 

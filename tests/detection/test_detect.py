@@ -609,8 +609,13 @@ def test_skipped_documents_are_counted_by_reason() -> None:
     everything = run(corpora={"fr": texts}).corpora["fr"][0]["skipped"]
     long = sum(len(text) > 31 for text in texts)
     assert everything == {
-        "seen": 17, "empty": 2, "too_short": 1, "not_sampled": 0, "other_shards": 0, "cut": long,
-    }  # fmt: skip
+        "seen": 17,
+        "empty": 2,
+        "too_short": 1,
+        "not_sampled": 0,
+        "other_shards": 0,
+        "cut": long,
+    }
 
 
 def test_several_files_of_a_language_are_one_corpus(tmp_path: Path) -> None:

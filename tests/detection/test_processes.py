@@ -181,8 +181,10 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     command = ["-m", "babelscope", "detect", "tinybabel", "--corpus", f"fr={texts}", "--min-tokens", "1"]
     done = subprocess.run(
         [sys.executable, *launch, *command, "--out", str(tmp_path / "run"), "--json"],
-        capture_output=True, text=True, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads(done.stdout)  # one process speaks
     assert content["file"] == str(tmp_path / "run" / "atlas.safetensors")

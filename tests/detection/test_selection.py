@@ -367,8 +367,11 @@ def test_lape_over_named_slots_ranks_them_together() -> None:
     for language in counts:
         found = atlas.select(language, rule="lape", budget=0.05, slots=("v", "ffn"))
         assert set(found) == {_flat("v", u) if u < 40 else _flat("ffn", u - 40) for u in expected[language]}
-    assert any(slot == "v" for language in counts for slot, _, _ in atlas.select(language, rule="lape", budget=0.05,
-                                                                                 slots=("v", "ffn")))  # fmt: skip
+    assert any(
+        slot == "v"
+        for language in counts
+        for slot, _, _ in atlas.select(language, rule="lape", budget=0.05, slots=("v", "ffn"))
+    )
     alone = {language: [c / 1000 for c in by["v"]] for language, by in counts.items()}
     for language in counts:
         found = atlas.select(language, rule="lape", budget=0.05, slots="v")

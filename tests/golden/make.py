@@ -200,11 +200,34 @@ def make_grid() -> dict[str, Any]:
             held_out = [document.text for document in islice(open_corpus(f"tinybabel:{code}:test"), 3)]
             (place / f"{code}.txt").write_text("\n".join(" ".join(text.split()) for text in held_out), encoding="utf-8")
         command(
-            "grid", "tinybabel", "--neurons", place / "fr.safetensors", place / "zh.safetensors",
-            "--tasks", "tinybabel_knowledge,tinybabel_understanding", "--limit", 4, "--parts", "all,solve-ffn",
-            "--held-out", place / "{}.txt", "--texts", 3, "--text-controls", 2, "--controls", 2, "--batch-size", 64,
-            "--split", "2,1", "--dtype", "float32", "--out", place / "run",
-        )  # fmt: skip
+            "grid",
+            "tinybabel",
+            "--neurons",
+            place / "fr.safetensors",
+            place / "zh.safetensors",
+            "--tasks",
+            "tinybabel_knowledge,tinybabel_understanding",
+            "--limit",
+            4,
+            "--parts",
+            "all,solve-ffn",
+            "--held-out",
+            place / "{}.txt",
+            "--texts",
+            3,
+            "--text-controls",
+            2,
+            "--controls",
+            2,
+            "--batch-size",
+            64,
+            "--split",
+            "2,1",
+            "--dtype",
+            "float32",
+            "--out",
+            place / "run",
+        )
         result = read_result(place / "run" / "tinybabel" / "grid" / "result.json")
         named = {table.name: table for table in result.tables}["grid"]
         rows = [dict(zip(named.columns, row, strict=True)) for row in named.rows]
@@ -221,10 +244,21 @@ def make_tuning() -> dict[str, Any]:
     model = byte_llama()
     held_out = {code: make_texts(code, 4, 20, 60) for code in ("sw", "fr")}
     result = bs.tune(
-        model, byte_tokenizer(), neurons_of(model), make_texts("sw", 40), language="sw", held_out=held_out,
-        keep={"fr": make_texts("fr", 20)}, keep_share=0.25, documents=30, max_tokens=24, batch_size=4, epochs=2,
-        learning_rate=1e-2, evaluations=4,
-    )  # fmt: skip
+        model,
+        byte_tokenizer(),
+        neurons_of(model),
+        make_texts("sw", 40),
+        language="sw",
+        held_out=held_out,
+        keep={"fr": make_texts("fr", 20)},
+        keep_share=0.25,
+        documents=30,
+        max_tokens=24,
+        batch_size=4,
+        epochs=2,
+        learning_rate=1e-2,
+        evaluations=4,
+    )
     return {
         "before": dict(result.before),
         "after": dict(result.after),

@@ -26,13 +26,18 @@ CASES: dict[str, dict[str, Any]] = {
     "window, more keys than a tile": {"pairs": 1, "heads": 1, "tokens": 43, "window": 33, "block": 32},
     "left padding": {"left_padding": 5},
     "everything": {
-        "row_gain": True, "column_gain": True, "cap": 3.0, "sink": True, "window": 9, "left_padding": 3,
+        "row_gain": True,
+        "column_gain": True,
+        "cap": 3.0,
+        "sink": True,
+        "window": 9,
+        "left_padding": 3,
         "position_bias": True,
     },
     "small channels beside large ones": {"width": 4, "size": torch.tensor([1e-6, 1e-3, 1.0, 4.0])},
     "overflowing channels": {"size": torch.tensor([1.0, 40.0, 400.0, 1e4, 1e-3]), "sink": True},
     **{f"{width} channels": {"pairs": 1, "width": width} for width in (64, 80, 96, 128, 256)},
-}  # fmt: skip
+}
 MODELS = ("qwen3", "gemma2")
 """Grouped heads with norms of queries and keys; soft cap and window."""
 

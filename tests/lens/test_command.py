@@ -74,10 +74,20 @@ def test_every_flag_reaches_the_stage(lens, tmp_path, monkeypatch):
     words += " --tuned-documents 6 --words fr=tinybabel:fr --seed 4 --dtype float64 --prompts corpus"
     assert lens(tmp_path, *words.split())[0] == 130
     assert asked == {
-        "profile_documents": 7, "documents": 5, "max_tokens": 24, "new_tokens": 2, "identifier": "lingua",
-        "final_norm": False, "top_k": 3, "grids": 2, "seed": 4, "dtype": "torch.float64", "prompts": "corpus",
-        "tuned_documents": 6, "words": ["fr"],
-    }  # fmt: skip
+        "profile_documents": 7,
+        "documents": 5,
+        "max_tokens": 24,
+        "new_tokens": 2,
+        "identifier": "lingua",
+        "final_norm": False,
+        "top_k": 3,
+        "grids": 2,
+        "seed": 4,
+        "dtype": "torch.float64",
+        "prompts": "corpus",
+        "tuned_documents": 6,
+        "words": ["fr"],
+    }
 
 
 def test_what_was_measured_outlives_a_kill(lens, tmp_path, monkeypatch):
@@ -189,8 +199,13 @@ def test_a_tuned_lens_and_words(lens, tmp_path):
     assert LanguageCurve.load(folder / stage.CURVE).about["settings"]["tuned"] == tuned.about
     result = read_result(folder / "result.json")
     closeness = next(table for table in result.tables if table.name == "closeness")
-    assert closeness.columns == ("layer", "divergence, plain", "divergence, tuned", "agreement, plain",
-                                 "agreement, tuned")  # fmt: skip
+    assert closeness.columns == (
+        "layer",
+        "divergence, plain",
+        "divergence, tuned",
+        "agreement, plain",
+        "agreement, tuned",
+    )
     assert [row[2] for row in closeness.rows] == tuned.about["tuned"]["divergence"]
     assert [row[3] for row in closeness.rows] == tuned.about["plain"]["agreement"]
     assert "the tuned lens" in result.how

@@ -41,9 +41,15 @@ def test_lingua_guesses_where_it_would_abstain():
 
 
 CLD3 = {
-    "le": ("fr", True), "la": ("it", True), "un": ("fr", False), "ya": ("ru-Latn", True), "si": ("und", True),
-    "של": ("iw", True), "字": ("zh", True), "字a": ("zh-Latn", True),
-}  # fmt: skip
+    "le": ("fr", True),
+    "la": ("it", True),
+    "un": ("fr", False),
+    "ya": ("ru-Latn", True),
+    "si": ("und", True),
+    "של": ("iw", True),
+    "字": ("zh", True),
+    "字a": ("zh-Latn", True),
+}
 NAMED = ["fr", "", "", "", "", "he", "zh", ""]
 
 
@@ -102,8 +108,10 @@ def test_the_real_cld3():
     for text in ("the", " le", "ing", "Der", "ation", "qu", "ment", "字", "un", "nation"):
         found = own.FindLanguage(text)
         assert guess(text) == (
-            found.language if found.language in languages else "", found.probability, found.is_reliable,
-        )  # fmt: skip
+            found.language if found.language in languages else "",
+            found.probability,
+            found.is_reliable,
+        )
         abstained += not found.is_reliable
     assert guess("the") == ("en", pytest.approx(1, abs=0.01), True)
     assert abstained, "or the flag was never seen to be false"

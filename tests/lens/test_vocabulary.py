@@ -74,11 +74,25 @@ def test_what_is_no_language_is_all_in_the_last_column():
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("word", "LATIN"), (" été", "LATIN"), ("слово", "CYRILLIC"), ("字", "CJK"), ("かな", "HIRAGANA"),
-        ("ไทย", "THAI"), ("ี", "THAI"), ("كتاب", "ARABIC"), ("字かな", "HIRAGANA"), ("42", ""), ("...", ""), (" ", ""),
-        ("<br", ""), ("&nbsp;", ""), ("snake_case", ""), ("https", ""), ("", ""),
+        ("word", "LATIN"),
+        (" été", "LATIN"),
+        ("слово", "CYRILLIC"),
+        ("字", "CJK"),
+        ("かな", "HIRAGANA"),
+        ("ไทย", "THAI"),
+        ("ี", "THAI"),
+        ("كتاب", "ARABIC"),
+        ("字かな", "HIRAGANA"),
+        ("42", ""),
+        ("...", ""),
+        (" ", ""),
+        ("<br", ""),
+        ("&nbsp;", ""),
+        ("snake_case", ""),
+        ("https", ""),
+        ("", ""),
     ],
-)  # fmt: skip
+)
 def test_scripts_of_tokens(text, script):
     assert token_script(text.encode()) == script
 
@@ -192,8 +206,10 @@ def test_saved_loaded_and_cached(tmp_path, monkeypatch):
     loaded = VocabularyProfile.load(file)
     assert torch.equal(loaded.posterior, profile.posterior)
     assert (loaded.languages, loaded.tokenizer, loaded.corpora) == (
-        profile.languages, profile.tokenizer, dict(profile.corpora),
-    )  # fmt: skip
+        profile.languages,
+        profile.tokenizer,
+        dict(profile.corpora),
+    )
     assert profile.corpora["fr"]["documents"] == 14
 
     from babelscope.lens import vocabulary

@@ -75,8 +75,12 @@ def test_table_of_translations():
     lists = {"French": ["mer", "lune", "eau"], "en": ["sea", "moon", "water"], "sw": ["bahari", "twiga", "chai"]}
     rows = words.latent_table(model, tokenizer, lists, shots=1)
     assert {(row["target"], row["language"]) for row in rows} == {
-        ("en", "en"), ("en", "fr"), ("sw", "sw"), ("sw", "en"), ("sw", "fr"),
-    }  # fmt: skip
+        ("en", "en"),
+        ("en", "fr"),
+        ("sw", "sw"),
+        ("sw", "en"),
+        ("sw", "fr"),
+    }
     prompts = words.translations(lists["French"], lists["sw"], shots=1)
     asked = {"sw": lists["sw"], "en": lists["en"], "fr": lists["French"]}
     found = latent_language(model, tokenizer, prompts, asked)

@@ -131,10 +131,20 @@ def test_slots_are_found_where_they_were_rendered():
 
 @pytest.mark.parametrize(
     ("code", "number", "category"),
-    [("ru", 21, "one"), ("ru", 11, "other"), ("ru", 22, "few"), ("ru", 12, "other"), ("ru", 111, "other"),
-     ("ar", 7, "few"), ("ar", 11, "many"), ("ar", 99, "many"), ("ar", 103, "few"), ("ar", 101, "other"),
-     ("en", 1, "one")],
-)  # fmt: skip
+    [
+        ("ru", 21, "one"),
+        ("ru", 11, "other"),
+        ("ru", 22, "few"),
+        ("ru", 12, "other"),
+        ("ru", 111, "other"),
+        ("ar", 7, "few"),
+        ("ar", 11, "many"),
+        ("ar", 99, "many"),
+        ("ar", 103, "few"),
+        ("ar", 101, "other"),
+        ("en", 1, "one"),
+    ],
+)
 def test_plural_categories_follow_cldr(code, number, category):
     assert grammar(code).render("{n.plural}", {"n": number}, sentence=False).text == category
 

@@ -148,9 +148,16 @@ def impact_squares(
                 # Sizes of 1 are compiled apart; the one row left over after the last whole block is not worth that.
                 summed = _eager_sums if stop - start == 1 else sums
                 block = summed(
-                    probabilities, scores, weight, part.rows, part.columns, part.row_gain, part.column_gain,
-                    attention.cap, sink,
-                )  # fmt: skip
+                    probabilities,
+                    scores,
+                    weight,
+                    part.rows,
+                    part.columns,
+                    part.row_gain,
+                    part.column_gain,
+                    attention.cap,
+                    sink,
+                )
                 result += block.masked_fill_(mark, 0)
             _add_written_out(result, extreme, probabilities, scores, bias, weight, part, attention)
     return results

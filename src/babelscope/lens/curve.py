@@ -282,9 +282,11 @@ class LanguageCurve:
         if self.control is not None:
             tensors["control"] = self.control
         header = {
-            "languages": self.languages, "prompt_languages": self.prompt_languages,
-            "grids": [vars(grid) for grid in self.grids], "about": self.about,
-        }  # fmt: skip
+            "languages": self.languages,
+            "prompt_languages": self.prompt_languages,
+            "grids": [vars(grid) for grid in self.grids],
+            "about": self.about,
+        }
         write_tensors(Path(path), KIND, tensors, header)
 
     @classmethod

@@ -123,9 +123,14 @@ def language_lens(
         grids_kept += [shown[position] for position in sorted(shown)]
         prompt_languages += [language] * len(found)
     settings = {
-        "final_norm": final_norm, "tuned": tuned and dict(tuned.about), "identifier": identifier,
-        "max_tokens": max_tokens, "new_tokens": new_tokens, "documents": documents, "seed": seed,
-    }  # fmt: skip
+        "final_norm": final_norm,
+        "tuned": tuned and dict(tuned.about),
+        "identifier": identifier,
+        "max_tokens": max_tokens,
+        "new_tokens": new_tokens,
+        "documents": documents,
+        "seed": seed,
+    }
     about = {
         "model": ModelIdentity.of(unembedding.model).as_json(),
         "prompts": {language: corpus.name for language, corpus in opened.items()},

@@ -161,12 +161,18 @@ class TunedLens:
         for each in (*lens.weight, *lens.bias):
             each.requires_grad_(False)
         about = {
-            "model": ModelIdentity.of(unembedding.model).as_json(), "texts": corpus.name,
-            "documents": [len(part) for part in parts], "held_out": sorted(each.index for each in parts[2]),
-            "max_tokens": max_tokens, "max_steps": max_steps, "learning_rate": learning_rate, "seed": seed,
+            "model": ModelIdentity.of(unembedding.model).as_json(),
+            "texts": corpus.name,
+            "documents": [len(part) for part in parts],
+            "held_out": sorted(each.index for each in parts[2]),
+            "max_tokens": max_tokens,
+            "max_steps": max_steps,
+            "learning_rate": learning_rate,
+            "seed": seed,
             "steps": [each.steps for each in learners],
-            "plain": vars(plain), "tuned": vars(_measure(unembedding, measured)),
-        }  # fmt: skip
+            "plain": vars(plain),
+            "tuned": vars(_measure(unembedding, measured)),
+        }
         return cls(lens.weight, lens.bias, lens.model, about)
 
     def check_model(self, model: nn.Module) -> None:

@@ -106,8 +106,11 @@ class VocabularyProfile:
             columns.append(column)
             total = int(column.sum())
             records[language] = {
-                "name": corpus.name, "identity": identities[language], "documents": read, "tokens": total,
-            }  # fmt: skip
+                "name": corpus.name,
+                "identity": identities[language],
+                "documents": read,
+                "tokens": total,
+            }
         profile = cls(
             tuple(opened),
             torch.stack(columns, 1),
@@ -244,9 +247,12 @@ class VocabularyProfile:
     def save(self, path: str | Path) -> None:
         """Writes the profile to a safetensors file: counts, scripts, and a header with where they come from."""
         header = {
-            "languages": self.languages, "scripts": self.scripts, "tokenizer": self.tokenizer,
-            "corpora": self.corpora, "smoothing": self.smoothing,
-        }  # fmt: skip
+            "languages": self.languages,
+            "scripts": self.scripts,
+            "tokenizer": self.tokenizer,
+            "corpora": self.corpora,
+            "smoothing": self.smoothing,
+        }
         write_tensors(Path(path), KIND, {"counts": self.counts, "script": self.script}, header)
 
     @classmethod

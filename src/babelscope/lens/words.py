@@ -181,10 +181,18 @@ def latent_table(
         low, high = latent.interval(seed=seed)
         for layer, values in enumerate(torch.stack([latent.mean(), low, high], -1).tolist()):
             rows += [
-                {"source": source, "target": target, "layer": layer, "language": code, "probability": value[0],
-                 "low": value[1], "high": value[2], "prompts": len(latent.telling)}
+                {
+                    "source": source,
+                    "target": target,
+                    "layer": layer,
+                    "language": code,
+                    "probability": value[0],
+                    "low": value[1],
+                    "high": value[2],
+                    "prompts": len(latent.telling),
+                }
                 for code, value in zip(latent.languages, values, strict=True)
-            ]  # fmt: skip
+            ]
     return rows
 
 

@@ -24,8 +24,14 @@ logger = logging.getLogger(__name__)
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 _SHARES = {
-    "en": 0.46, "de": 0.085, "fr": 0.09, "zh": 0.095, "es": 0.085, "ru": 0.11, **dict.fromkeys(LOW_RESOURCE, 0.01875)
-}  # fmt: skip
+    "en": 0.46,
+    "de": 0.085,
+    "fr": 0.09,
+    "zh": 0.095,
+    "es": 0.085,
+    "ru": 0.11,
+    **dict.fromkeys(LOW_RESOURCE, 0.01875),
+}
 """Of all tokens. Chinese and Russian, which need more tokens to say the same, have a little more."""
 _TASK_SHARES = {"reasoning": 0.08, "understanding": 0.28, "knowledge": 0.12, "generation": 0.06}
 """Of a language's documents; the rest are plain texts, some of them in two languages."""
@@ -69,9 +75,19 @@ class Recipe:
 
 FULL = Recipe()
 QUICK = Recipe(
-    tokens=120_000, vocabulary=1024, layers=2, width=64, inner=128, heads=4, key_value_heads=2, length=128, batch=16,
-    warmup=10, checkpoint=20, compiled=False,
-)  # fmt: skip
+    tokens=120_000,
+    vocabulary=1024,
+    layers=2,
+    width=64,
+    inner=128,
+    heads=4,
+    key_value_heads=2,
+    length=128,
+    batch=16,
+    warmup=10,
+    checkpoint=20,
+    compiled=False,
+)
 """Much smaller, trained in well under a minute: for tests of the recipe."""
 
 

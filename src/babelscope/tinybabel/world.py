@@ -20,12 +20,31 @@ _CAPACITY = 10_000  # parts of the hash that decides a split
 
 # Where the cities really are; everything else in the world is made up.
 _COUNTRY = {
-    "london": "britain", "paris": "france", "berlin": "germany", "munich": "germany", "madrid": "spain",
-    "rome": "italy", "milan": "italy", "moscow": "russia", "beijing": "china", "shanghai": "china", "hanoi": "vietnam",
-    "bangkok": "thailand", "cairo": "egypt", "nairobi": "kenya", "mombasa": "kenya", "tokyo": "japan",
-    "delhi": "india", "lisbon": "portugal", "athens": "greece", "vienna": "austria", "lima": "peru",
-    "bogota": "colombia", "dakar": "senegal", "oslo": "norway",
-}  # fmt: skip
+    "london": "britain",
+    "paris": "france",
+    "berlin": "germany",
+    "munich": "germany",
+    "madrid": "spain",
+    "rome": "italy",
+    "milan": "italy",
+    "moscow": "russia",
+    "beijing": "china",
+    "shanghai": "china",
+    "hanoi": "vietnam",
+    "bangkok": "thailand",
+    "cairo": "egypt",
+    "nairobi": "kenya",
+    "mombasa": "kenya",
+    "tokyo": "japan",
+    "delhi": "india",
+    "lisbon": "portugal",
+    "athens": "greece",
+    "vienna": "austria",
+    "lima": "peru",
+    "bogota": "colombia",
+    "dakar": "senegal",
+    "oslo": "norway",
+}
 
 
 @dataclass(frozen=True)
