@@ -73,7 +73,7 @@ def test_without_a_gpu_it_stays_where_it_was_loaded(folder: Path, monkeypatch: p
 @pytest.mark.parametrize("device_map", ["cuda:2", "cuda:one"])
 def test_a_gpu_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch, device_map: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=f"such as auto, cpu, cuda:0, cuda:1, found '{device_map}'"):
+    with pytest.raises(ConfigError, match=f"such as auto, cpu, cuda, cuda:0, cuda:1, found '{device_map}'"):
         load_model(folder, device_map=device_map)
 
 
