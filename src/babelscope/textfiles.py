@@ -183,7 +183,12 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _is_east_asian(head: bytes, encoding: str) -> bool:
-    """Whether nearly all characters in this encoding are kana, usual Chinese ones, or beside NULs ASCII and Hangul."""
+    """Whether nearly all characters in this encoding are kana, usual Chinese ones, or beside NULs ASCII and Hangul.
+
+    Two ASCII letters look like one Chinese character, so text that is nearly all ASCII is not taken for it.
+    """
+    if 0 not in head and sum(byte < 0x80 for byte in head) > 0.85 * len(head):
+        return False
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
     ranges = [(0x3000, 0x3100), (0x4E00, 0xA000), (0xFF00, 0xFF61)]
     if 0 in head:  # Chinese and Korean legacy encodings look like Hangul in UTF-16, but have no NULs
