@@ -32,6 +32,8 @@ def _loading(parser: argparse.ArgumentParser) -> None:
     add("--device-map", metavar="MAP", help="auto shares the model out over all GPUs; needs accelerate")
     add("--revision", metavar="R", help="branch, tag or commit on the Hub")
     add("--trust-remote-code", action="store_true", help="run code that the model brings along")
+    add("--strip-prefix", metavar="TEXT", help="take this off the names of the checkpoint's tensors: _orig_mod.")
+    add("--adapter", action="store_true", help="apply the adapter of PEFT that lies in the model's folder")
 
 
 def _forced_loading(parser: argparse.ArgumentParser) -> None:

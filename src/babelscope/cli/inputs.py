@@ -23,7 +23,7 @@ def given(args: argparse.Namespace, names: str) -> dict[str, Any]:
 
 def loading(args: argparse.Namespace) -> dict[str, Any]:
     """The flags that `load_and_place` takes."""
-    return given(args, "dtype device device_map revision trust_remote_code")
+    return given(args, "dtype device device_map revision trust_remote_code strip_prefix adapter")
 
 
 def load(args: argparse.Namespace, **options: Any) -> tuple[Any, Any]:

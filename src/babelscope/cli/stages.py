@@ -38,7 +38,7 @@ def stage_flags(name: str) -> Callable[[argparse.ArgumentParser], None]:
             if kind in (*stage.texts, *stage.also_reads):
                 add_setting(parser, kind, Sources, help_of(Corpora)[kind], flag=flag)
         add_options(parser, stage.options)
-        for setting in ("dtype", "device_map", "device", "revision", "trust_remote_code"):
+        for setting in ("dtype", "device_map", "device", "revision", "trust_remote_code", "strip_prefix", "adapter"):
             add_setting(parser, setting, fields_of(Model)[setting], help_of(Model)[setting])
         parser.add_argument("--out", type=Path, metavar="DIR", help="the run folder; the same command again resumes it")
         parser.add_argument("--dry-run", action="store_true", help="print cells, time and memory, and write nothing")

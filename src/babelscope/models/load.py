@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from torch import nn
 
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.models import parallel
+from babelscope.models.complete import check_loaded
 from babelscope.models.named import MODELS, model_folder
 
+ADAPTER_CONFIG = "adapter_config.json"
 _SAMPLES = 1024
 """Values read per tensor for the fingerprint: a 70B model costs a few megabytes of reading."""
 
@@ -56,6 +59,8 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tensor_parallel: bool = False,
+    strip_prefix: str | None = None,
+    adapter: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Loads a causal language model and its tokenizer, ready for observation.
@@ -68,14 +73,18 @@ def load_model(
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run code that the model brings along. Off unless you ask.
         tensor_parallel: share one model out over all processes of torchrun, by the plan that transformers has for it.
+        strip_prefix: taken off the names of the checkpoint's tensors, such as `_orig_mod.`.
+        adapter: apply the adapter of PEFT that lies in the folder.
         **options: anything else that `from_pretrained` takes.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
 
     Raises:
-        DataError: no such folder, not a model folder, or not found on the Hub.
-        ConfigError: an unknown dtype, a GPU that is not there, or tensor_parallel in a single process.
+        DataError: no such folder, not a model folder, not found on the Hub, or weights that are not those that the
+            configuration asks for (missing, unexpected, of another shape, all zero).
+        ConfigError: an adapter in the folder that is not asked for, or asked for and not there; an unknown dtype, a GPU
+            that is not there, or tensor_parallel in a single process.
         MissingDependencyError: device_map without accelerate.
     """
     from safetensors import SafetensorError
@@ -84,7 +93,8 @@ def load_model(
     wanted = _dtype(dtype)
     folder = model_folder(name)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        _decide_adapter(folder, adapter)
+        if not adapter and not (folder / "config.json").is_file():
             raise DataError(
                 f"{folder} is not a model folder: it has no config.json, but {_listing(folder)}. Give the folder that "
                 "save_pretrained wrote."
@@ -110,15 +120,35 @@ def load_model(
         options["distributed_config"] = DistributedConfig(tp_plan="auto")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **common, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+        if strip_prefix is not None:
+            options["key_mapping"] = {f"^{re.escape(strip_prefix)}": ""}
+        options.setdefault("ignore_mismatched_sizes", True)  # they are named below, and refused
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=wanted, output_loading_info=True, **common, **options
+        )
+        model, info = loaded
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         meant = difflib.get_close_matches(str(name), MODELS.names())
         raise DataError(
             f"could not load {source!r}{f' (did you mean {meant[0]}?)' if meant else ''}: {str(error).strip()}\n"
             "Check the name, log in for a gated model (hf auth login), or give a local folder."
         ) from error
+    if not adapter:  # PEFT tells of its own tensors
+        check_loaded(source, model, info)
     model.eval()
     return model, tokenizer
+
+
+def _decide_adapter(folder: Path, adapter: bool) -> None:
+    """ConfigError where a folder holds an adapter that is not asked for, or none that is."""
+    there = (folder / ADAPTER_CONFIG).is_file()
+    if there and not adapter and (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds a model and an adapter ({ADAPTER_CONFIG}), which would be applied on top of it. Ask for "
+            "that with adapter=True (--adapter), or take the files of the adapter away."
+        )
+    if adapter and not there:
+        raise ConfigError(f"{folder} holds no adapter: it has no {ADAPTER_CONFIG}. Leave adapter (--adapter) out.")
 
 
 def load_and_place(

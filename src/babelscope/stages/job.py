@@ -42,7 +42,7 @@ class Loader:
         """A newly loaded model: for training, which changes it."""
         from babelscope.models.load import load_and_place
 
-        names = ("dtype", "device", "device_map", "revision", "trust_remote_code")
+        names = ("dtype", "device", "device_map", "revision", "trust_remote_code", "strip_prefix", "adapter")
         with task(f"loading {self.spec.name}"):
             return load_and_place(self.spec.name, **{name: getattr(self.spec, name) for name in names})
 

@@ -31,6 +31,10 @@ class Model(Options):
     """on the Hub"""
     trust_remote_code: bool = False
     """run code that the model brings along"""
+    strip_prefix: str | None = None
+    """taken off the names of the checkpoint's tensors, such as _orig_mod."""
+    adapter: bool = False
+    """apply the adapter of PEFT that lies in the model's folder"""
 
 
 Sources = str | dict[Language, str]
