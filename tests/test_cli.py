@@ -204,7 +204,7 @@ def test_select_passes_everything_on(run, finished, monkeypatch, tmp_path):
     chosen = Atlas.load(finished).select("fr")
     monkeypatch.setattr(Atlas, "select", select)
     words = "--rule r --budget 7 --eps 0.5 --top-k 0.1 --min-support 0.9 --per-slot --slots q,k --exclude en"
-    words += " --statistic activation --own mean --others max --language French zho_Hans --out"
+    words += " --statistic activation --target-statistic mean --rest-statistic max --language French zho_Hans --out"
     assert run("select", finished / "atlas.safetensors", *words.split(), tmp_path / "to").code == 0
     options = {
         "rule": "r",
@@ -216,8 +216,8 @@ def test_select_passes_everything_on(run, finished, monkeypatch, tmp_path):
         "slots": ("q", "k"),
         "exclude": "en",
         "statistic": "activation",
-        "own": "mean",
-        "others": "max",
+        "target_statistic": "mean",
+        "rest_statistic": "max",
     }
     assert asked == {"fr": options, "zh": options}
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["fr.safetensors", "zh.safetensors"]

@@ -201,7 +201,7 @@ def test_sets_selected_in_different_ways_carry_a_warning(sets):
 
 
 def test_disjoint_by_construction_is_no_finding(sets):
-    provenance = {"language": "fr", "selection": {"rule": "contrast", "others": "max"}}
+    provenance = {"language": "fr", "selection": {"rule": "contrast", "rest_statistic": "max"}}
     apart = {
         name: NeuronSet(WIDTHS, each.indices, each.scores, provenance)
         for name, each in {"fr": sets["fr"] - sets["zh"], "zh": sets["zh"]}.items()

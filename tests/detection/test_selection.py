@@ -390,7 +390,12 @@ def worlds(draw_from: Any) -> Mapping[str, Documents]:
     return {language: draw(f"{seed} {language}", 3) for language in languages}
 
 
-FORMS = [{}, {"others": "mean"}, {"own": "minimum"}, {"own": "minimum", "others": "mean"}]
+FORMS = [
+    {},
+    {"rest_statistic": "mean"},
+    {"target_statistic": "minimum"},
+    {"target_statistic": "minimum", "rest_statistic": "mean"},
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -409,9 +414,9 @@ def test_contrast_takes_only_what_the_language_needs_more(
     needed = set()
     for neuron in NEURONS:
         own = values("fr", neuron)
-        mine = min(own) if form.get("own") == "minimum" else sum(own) / len(own)
+        mine = min(own) if form.get("target_statistic") == "minimum" else sum(own) / len(own)
         rest = [sum(values(code, neuron)) / 3 for code in world if code != "fr"]
-        if mine > (sum(rest) / len(rest) if form.get("others") == "mean" else max(rest)):
+        if mine > (sum(rest) / len(rest) if form.get("rest_statistic") == "mean" else max(rest)):
             needed.add(neuron)
     assert set(found) <= needed
     if not per_slot:
@@ -495,12 +500,12 @@ def test_contrast_of_activations() -> None:
         ({"rule": "minimum", "exclude": "de"}, "the atlas holds fr, zh, sw, not 'de'"),
         ({"rule": "minimum", "exclude": "nonsense"}, "unknown language 'nonsense'"),
         ({"rule": "contrast", "statistic": "activations"}, "statistic: wanted one of impact, activation"),
-        ({"rule": "contrast", "own": "max"}, "own: wanted one of mean, minimum"),
-        ({"rule": "contrast", "others": "minimum"}, "others: wanted one of max, mean"),
+        ({"rule": "contrast", "target_statistic": "max"}, "target_statistic: wanted one of mean, minimum"),
+        ({"rule": "contrast", "rest_statistic": "minimum"}, "rest_statistic: wanted one of max, mean"),
         ({"rule": "contrast", "eps": 1.0}, "rule 'contrast' has no use for eps"),
         ({"rule": "contrast", "top_k": 0.25}, "no use for top_k"),
         ({"rule": "contrast", "min_support": 0.5}, "no use for min_support"),
-        ({"rule": "contrast", "statistic": "activation", "own": "minimum"}, "no use for own"),
+        ({"rule": "contrast", "statistic": "activation", "target_statistic": "minimum"}, "no use for target_statistic"),
         ({"rule": "minimum", "statistic": "impact"}, "no use for statistic"),
         ({"rule": "minimum", "budget": 3, "min_support": 0.5}, "no use for min_support"),
         ({"rule": "released", "eps": 1.0}, "no use for eps"),

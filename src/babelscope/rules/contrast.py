@@ -38,15 +38,19 @@ class ContrastOptions(RuleOptions):
     """Split the budget over the slots by their size instead of ranking all slots together."""
     statistic: Literal["impact", "activation"] = "impact"
     """Rank by impacts, or by shares of active tokens."""
-    own: Literal["mean", "minimum"] = "mean"
+    target_statistic: Literal["mean", "minimum"] = "mean"
     """Statistic of the language's documents."""
-    others: Literal["max", "mean"] = "max"
+    rest_statistic: Literal["max", "mean"] = "max"
     """Statistic over the other languages."""
 
     def check(self) -> None:
         """Refuses a statistic of documents for activations, which are counted over tokens."""
-        if self.statistic == "activation" and self.own != "mean":
-            self.refuse("own", "mean, since statistic=activation has no use for own", "Leave own out.")
+        if self.statistic == "activation" and self.target_statistic != "mean":
+            self.refuse(
+                "target_statistic",
+                "mean, since statistic=activation has no use for target_statistic",
+                "Leave target_statistic out.",
+            )
 
 
 class Contrast(Rule[ContrastOptions]):
@@ -73,12 +77,17 @@ class Contrast(Rule[ContrastOptions]):
             own_N = values_LN[place]
         else:
             values_LN = torch.stack([statistics.mean(slot) for statistics in atlas.statistics.values()])
-            own_N = values_LN[place] if options.own == "mean" else atlas.of(language).minimum(slot)
-        return contrast(values_LN, own_N, place, atlas.layout, slot, options.others)
+            own_N = values_LN[place] if options.target_statistic == "mean" else atlas.of(language).minimum(slot)
+        return contrast(values_LN, own_N, place, atlas.layout, slot, options.rest_statistic)
 
 
 def contrast(
-    values_LN: Tensor, own_N: Tensor, place: int, layout: Layout, slot: str, others: Literal["max", "mean"] = "max"
+    values_LN: Tensor,
+    own_N: Tensor,
+    place: int,
+    layout: Layout,
+    slot: str,
+    rest_statistic: Literal["max", "mean"] = "max",
 ) -> Tensor:
     """Contrast of one language against the others.
 
@@ -88,7 +97,7 @@ def contrast(
         place: the row of the language in `values_LN`.
         layout: the layers of the units.
         slot: the slot of the units.
-        others: hold against the language the largest of the others, or their mean.
+        rest_statistic: hold against the language the largest of the others, or their mean.
 
     Returns:
         float64 [N]; above 0 exactly where the language needs the unit more.
@@ -96,7 +105,7 @@ def contrast(
     import torch
 
     rest_LN = torch.cat([values_LN[:place], values_LN[place + 1 :]])
-    against_N = rest_LN.amax(0) if others == "max" else rest_LN.mean(0)
+    against_N = rest_LN.amax(0) if rest_statistic == "max" else rest_LN.mean(0)
     surplus_N = own_N - against_N
     scale_N = torch.cat([layer.mean().expand(layer.shape[-1]) for layer in layout.split(slot, values_LN)])
     strength_N = surplus_N / torch.where(scale_N > 0, scale_N, torch.ones_like(scale_N))

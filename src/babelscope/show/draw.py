@@ -186,7 +186,7 @@ def _draw_overlap(content: Mapping[str, Any], names: Mapping[str, str], screen: 
     if not chances:
         return ["No overlaps: the sets are empty."]
     selections = [each["provenance"].get("selection") or {} for each in content["files"].values()]
-    if all(each.get("rule") == "contrast" and each.get("others") == "max" for each in selections):
+    if all(each.get("rule") == "contrast" and each.get("rest_statistic") == "max" for each in selections):
         text = (
             "No overlaps: this rule gives a unit to the language that needs it most. --rule minimum lets sets overlap."
         )
