@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 from typing import Any
 
@@ -16,6 +17,7 @@ from babelscope.rules.contract import RULES, all_settings
 from babelscope.stages.contract import STAGES
 from babelscope.stages.detect import STUDY_WIDE
 from babelscope.stages.study import Common
+from babelscope.tuning.train import Recipe
 
 NOT_OF_A_STUDY = {"shard": "several machines share one detection, a study runs on one"}
 NOT_A_SETTING = {
@@ -101,3 +103,42 @@ def test_every_setting_has_a_help_that_can_be_read_alone() -> None:
         about = help_of(stage.options)
         assert set(fields_of(stage.options)) <= set(about), stage.name
     assert set(fields_of(Common)) <= set(help_of(Common))
+
+
+TUNE_ONLY_IN_PYTHON = {
+    "warmup": "a comparison of trainings can set it, one training has a good default",
+    "evaluations": "as warmup",
+    "patience": "as warmup",
+    "held_out_documents": "a study says `texts` for all its stages, a command gives the files",
+}
+TUNE_OTHERWISE_IN_A_STUDY = {
+    "documents": "a study compares several numbers of them",
+    "learning_rate": "a study tries several: learning_rates, full_learning_rates",
+    "held_out_documents": "`texts`, as in other stages",
+    "seed": "a study compares several: seeds",
+}
+EVALUATE_OTHERWISE = {
+    "tasks": "required: no default",
+    "neurons": "files of a set",
+    "reference": "a file of an atlas; by --atlas or --reference",
+    "run_dir": "--out",
+}
+
+
+def test_tune_has_the_same_settings_on_all_faces() -> None:
+    recipe = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    typed = vars(build_parser("tune").parse_args(["tune", "m", "--out", "o"]))
+    for name, default in recipe.items():
+        assert (name in typed) != (name in TUNE_ONLY_IN_PYTHON)
+        assert typed.get(name, default) == default, "what is not typed has the default of the library"
+    of_study = defaults_of(STAGES["tuning"].options)
+    for name, default in recipe.items():
+        assert (name in of_study and of_study[name] in (default, None)) != (name in TUNE_OTHERWISE_IN_A_STUDY)
+
+
+def test_evaluate_has_the_same_settings_as_keyword_and_as_flag() -> None:
+    typed = vars(build_parser("evaluate").parse_args(["evaluate", "m", "--tasks", "tinybabel"]))
+    for name, default in keywords(bs.evaluate).items():
+        if name in ("model", "tokenizer", *EVALUATE_OTHERWISE):
+            continue
+        assert typed[name] == default
