@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import oracle
 import tiny
 from babelscope import Anatomy, NeuronSet, damage_matrix
+from babelscope.corpora.tokens import tokens_before
 from babelscope.errors import ConfigError, DataError, ProvenanceError
 from babelscope.evaluation.likelihood import Likelihood, likelihood
 from builders import BOS, byte_llama, byte_tokenizer, letters, make_texts
@@ -70,25 +72,73 @@ def test_without_bos_the_first_token_is_context() -> None:
     texts = [text for text in TEXTS if len(text) > 1]
     found = likelihood(model, byte_tokenizer(bos=False), texts, max_tokens=64)
     np.testing.assert_allclose(found.nats, [nats_by_hand(model, byte_ids(text)) for text in texts], rtol=2e-6)
-    # The character that the first token begins does not count: one byte of "Il", two of "на", three of "漢字".
-    assert found.n_bytes.tolist() == [len(text[1:].encode()) for text in texts]
+    # A token is a byte: of a character that is cut between context and prediction, two bytes of three count.
+    assert found.n_bytes.tolist() == [len(text.encode()) - 1 for text in texts]
 
 
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("max_tokens", [2, 3, 7, 8, 9, 64])
 def test_cut_texts(bos: bool, max_tokens: int) -> None:
-    """Bytes are those of the characters that the predicted tokens touch."""
+    """Bytes are those of the predicted tokens, also where a cut or the first token splits a character."""
     model = byte_llama()
     text = "aбв漢д"  # bytes: 1, 2, 2, 3, 2
     found = likelihood(model, byte_tokenizer(bos), [text], max_tokens=max_tokens)
     kept = byte_ids(text)[: max_tokens - bos]
     assert found.nats[0] == pytest.approx(nats_by_hand(model, [BOS, *kept] if bos else kept), rel=2e-6)
-    counted, end = 0, 0
-    for number, character in enumerate(text):
-        begin, end = end, end + len(character.encode())
-        if begin < len(kept) and (bos or number > 0):
-            counted += end - begin
-    assert found.n_bytes[0] == max(1, counted)
+    assert found.n_bytes[0] == len(kept) - (not bos)
+
+
+@pytest.mark.parametrize("max_tokens", range(2, 20))
+def test_characters_of_byte_tokens_are_counted_by_bytes(max_tokens: int) -> None:
+    """SentencePiece's way: characters without a token of their own are spelled in byte tokens."""
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "a", "б", "ab"])}
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    text = "aб漢a😀бa字"
+    sizes = [1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
+    found = likelihood(byte_llama(vocab_size=272), tokenizer, [text], max_tokens=max_tokens)
+    assert found.n_bytes[0] == sum(sizes[1:max_tokens])
+
+
+def test_the_tokenizer_decides_what_is_put_before_a_text() -> None:
+    """One rule for texts, tasks, detection and training: a BOS that the tokenizer doesn't add is not added."""
+    model, tokenizer = byte_llama(), copy.deepcopy(byte_tokenizer())
+    assert tokens_before(tokenizer) == [BOS]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    assert tokens_before(tokenizer) == []
+    assert tokenizer.bos_token_id == BOS
+    found = likelihood(model, tokenizer, ["l'été"], max_tokens=64)
+    assert found.nats[0] == pytest.approx(nats_by_hand(model, byte_ids("l'été")), rel=2e-6)
+    assert found.n_bytes.tolist() == [6]
+
+
+def test_texts_beyond_the_positions_of_the_model_are_refused() -> None:
+    model = byte_llama(max_position_embeddings=32)
+    likelihood(model, byte_tokenizer(), ["x" * 31], max_tokens=64)
+    likelihood(model, byte_tokenizer(), ["x" * 100], max_tokens=32)
+    with pytest.raises(ConfigError, match=r"33 tokens, and the model 32 positions.*Lower max_tokens \(64\) to 32"):
+        likelihood(model, byte_tokenizer(), ["x" * 32, "a"], max_tokens=64)
+
+
+def test_a_long_text_is_not_tokenised_as_a_whole() -> None:
+    tokenizer, longest = byte_tokenizer(), 0
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+        def __call__(self, text: str, **options: object) -> object:
+            nonlocal longest
+            longest = max(longest, len(text))
+            return tokenizer(text, **options)
+
+    text = "мир " * 100_000
+    found = likelihood(byte_llama(), Watched(), [text], max_tokens=32)
+    np.testing.assert_array_equal(found.nats, likelihood(byte_llama(), tokenizer, [text[:200]], max_tokens=32).nats)
+    assert longest < 20_000
 
 
 @pytest.mark.parametrize("token_budget", [1, 30, 100, 10_000])
@@ -120,6 +170,9 @@ def test_a_tokenizer_in_python() -> None:
     cut = likelihood(model, tokenizer, texts, max_tokens=6)
     np.testing.assert_allclose(cut.nats, [nats_by_hand(model, each[:6]) for each in ids], rtol=2e-6)
     assert cut.n_bytes.tolist() == [5, 5], "of 'Il ple' and 'déjà' without their first letter"
+    for max_tokens in range(2, 7):
+        found = likelihood(model, tokenizer, texts, max_tokens=max_tokens)
+        assert found.n_bytes.tolist() == [max_tokens - 1] * 2
 
 
 def test_dropout_is_off_and_the_mode_comes_back() -> None:

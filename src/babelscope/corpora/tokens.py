@@ -33,6 +33,16 @@ class TokenizedDocument:
     """Whether the text had more than `max_tokens` tokens."""
 
 
+def tokens_before(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text by default, such as BOS; often none.
+
+    This is the one rule of what is put before a text or a prompt: what the tokenizer puts there, no more and no fewer.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    special = [*encoded["special_tokens_mask"], 0]
+    return list(encoded["input_ids"][: special.index(0)])
+
+
 def beginning(tokenizer: Any, text: str, max_tokens: int) -> str:
     """The text, or so much of it that its first `max_tokens` tokens are those of the whole text.
 

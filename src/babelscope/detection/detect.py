@@ -23,6 +23,7 @@ from babelscope.errors import ConfigError
 from babelscope.impacts.kernels import KernelName, choose_kernel
 from babelscope.languages import get_language
 from babelscope.models.anatomy import Anatomy
+from babelscope.models.interfaces import positions
 from babelscope.models.load import ModelIdentity
 from babelscope.models.observe import Observer
 from babelscope.models.slots import resolve_slots
@@ -292,7 +293,7 @@ def _opened(corpora: Mapping[str, Any], options: DetectOptions) -> dict[str, lis
 
 def _check_lengths(anatomy: Anatomy, tokenizer: Any, options: DetectOptions) -> None:
     """Refuses documents that are longer than the model reads, and a tokenizer with more tokens than the model has."""
-    longest = getattr(anatomy.config, "max_position_embeddings", None)
+    longest = positions(anatomy.config)
     if longest is not None and options.max_tokens > longest:
         raise ConfigError(
             f"max_tokens is {options.max_tokens}, but the model has {longest} positions. Lower max_tokens to {longest} "

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from babelscope.corpora.tokens import beginning, tokens_before
 from babelscope.editing.edits import ablate
 from babelscope.errors import ConfigError, DataError
+from babelscope.lens.tokens import token_bytes
 from babelscope.models.anatomy import Anatomy
-from babelscope.models.interfaces import evaluation_mode
+from babelscope.models.interfaces import evaluation_mode, positions
 from babelscope.neurons.neuronset import NeuronSet
 from babelscope.progress import task
 
@@ -71,18 +74,19 @@ def likelihood(
 ) -> Likelihood:
     """Negative log-likelihood of each text under the model.
 
-    A BOS token is put before the text if the tokenizer has one, so that every token is predicted; without one the
-    first token is not, and its bytes don't count.
+    The tokenizer decides what is put before a text, such as BOS, as for tasks, detection and training. If it puts
+    something there, every token of the text is predicted; else the first token is not, and its bytes don't count.
+    A character that is cut between two tokens counts with the bytes of the predicted ones.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: of the model.
         texts: cut to `max_tokens`.
-        max_tokens: including BOS.
+        max_tokens: with what the tokenizer puts before a text.
         token_budget: rows x width of a batch.
 
     Raises:
-        ConfigError: `max_tokens` leaves no token to predict.
+        ConfigError: `max_tokens` leaves no token to predict, or a text longer than the model's positions.
         DataError: no text, or a text without a token to predict.
     """
     if max_tokens < 2:
@@ -91,6 +95,12 @@ def likelihood(
     if not rows:
         raise DataError("no text to measure bits per byte on. Give at least one.")
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
+    longest, limit = len(rows[order[0]][0]), positions(model.config)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"a text has {longest} tokens, and the model {limit} positions: what is beyond them is no measure of it. "
+            f"Lower max_tokens ({max_tokens}) to {limit} or less."
+        )
     nats = np.zeros(len(rows))
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     start = 0
@@ -165,23 +175,57 @@ def damage_matrix(
 
 def _tokenize(tokenizer: Any, text: str, max_tokens: int) -> tuple[list[int], int]:
     """Token ids, the first of which is only context, and the bytes of the text that the others cover."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    before = tokens_before(tokenizer)
+    start = beginning(tokenizer, text, max_tokens + 1)
+    encoded = tokenizer(
+        start, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
+    )  # fmt: skip
     ids = list(encoded["input_ids"])
-    bos = tokenizer.bos_token_id
-    room = max_tokens - (bos is not None)
-    first = 0 if bos is not None else 1
+    room, first = max_tokens - len(before), 0 if before else 1
     if len(ids) <= first:
         raise DataError(f"a text has no token to predict: {text[:40]!r}. Leave out empty texts.")
+    if room <= first:
+        raise ConfigError(
+            f"wanted max_tokens above {len(before) + first}, of which none is predicted, found {max_tokens}. Raise it."
+        )
     if tokenizer.is_fast:
-        spans = encoded["offset_mapping"]
-        begin = spans[first - 1][1] if first else 0
-        predicted = text[begin : spans[min(room, len(ids)) - 1][1]]
-    elif first or len(ids) > room:  # no offsets, so the tokens are turned back into text
-        predicted = tokenizer.decode(ids[first:room], clean_up_tokenization_spaces=False)
+        ends = [_bytes_by_offset(tokenizer, start, ids, encoded["offset_mapping"], n) for n in (first, room)]
     else:
-        predicted = text
-    n_bytes = len(predicted.encode())
-    return ([bos] if bos is not None else []) + ids[:room], max(1, n_bytes)
+        ends = [_bytes_by_decoding(tokenizer, ids, n) for n in (first, room)]
+    return before + ids[:room], max(1, ends[1] - ends[0])
+
+
+def _bytes_by_offset(tokenizer: Any, text: str, ids: list[int], spans: list[tuple[int, int]], count: int) -> int:
+    """UTF-8 bytes of the text that the first `count` tokens cover, also where the next one shares a character."""
+    if count == 0:
+        return 0
+    whole = len(text[: spans[min(count, len(ids)) - 1][1]].encode())
+    if count >= len(ids) or spans[count][0] >= spans[count - 1][1]:
+        return whole
+    clean = count - 1  # the last token that begins where a character does
+    while clean and spans[clean][0] < spans[clean - 1][1]:
+        clean -= 1
+    spelled = _spelled(tokenizer)
+    known = len(text[: spans[clean - 1][1]].encode()) if clean else 0
+    return min(known + sum(len(spelled[token]) for token in ids[clean:count]), whole - 1)
+
+
+def _bytes_by_decoding(tokenizer: Any, ids: list[int], count: int) -> int:
+    """The same for a tokenizer without offsets: bytes of what they say, and one for each that adds nothing."""
+
+    def said(end: int) -> str:
+        return str(tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)).rstrip("\ufffd")
+
+    count = min(count, len(ids))
+    silent = 0
+    while silent < min(3, count) and count < len(ids) and said(count - silent - 1) == said(count):
+        silent += 1
+    return len(said(count).encode()) + silent
+
+
+@lru_cache(maxsize=4)
+def _spelled(tokenizer: Any) -> list[bytes]:
+    return token_bytes(tokenizer)
 
 
 def _nats(model: nn.Module, rows: list[list[int]], device: torch.device) -> NDArray[np.float64]:

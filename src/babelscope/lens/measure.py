@@ -27,7 +27,7 @@ from babelscope.lens.tokens import token_bytes, token_text
 from babelscope.lens.tuned import TunedLens
 from babelscope.lens.vocabulary import VocabularyProfile
 from babelscope.models.anatomy import Anatomy
-from babelscope.models.interfaces import evaluation_mode
+from babelscope.models.interfaces import evaluation_mode, positions
 from babelscope.models.load import ModelIdentity
 
 Prompts = str | Path | Iterable[str] | Corpus | Mapping[str, str | Path | Iterable[str] | Corpus]
@@ -93,7 +93,7 @@ def language_lens(
             raise ConfigError(f"{name} must be at least {int(name == 'top_k')}, found {value}. Raise it.")
     opened = _opened(prompts)
     unembedding = Unembedding(model, final_norm=final_norm, tuned=tuned)
-    longest = getattr(unembedding.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = positions(unembedding.model.config)
     if longest is not None and max_tokens + new_tokens > longest:
         raise ConfigError(
             f"max_tokens + new_tokens is {max_tokens + new_tokens}, but the model has {longest} positions. Lower them."

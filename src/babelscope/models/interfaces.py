@@ -184,6 +184,13 @@ def switch_experts(anatomy: UnitMap, stack: ExitStack) -> None:
     _switch(_configs(anatomy, modules), "_experts_implementation_internal", lambda _: _SDPA, stack)
 
 
+def positions(config: Any) -> int | None:
+    """The positions that a model was made for; None where its configuration has no such limit."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(limit) if limit else None
+
+
 def evaluation_mode(model: nn.Module, stack: ExitStack) -> None:
     """Evaluation mode, module by module, so that a model half in training comes back as it was."""
     training = [module for module in model.modules() if module.training]

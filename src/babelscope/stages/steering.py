@@ -189,13 +189,14 @@ def spoken(
         `texts`, the continuations; `languages`, as the profile names them, `""` for nothing said; `bits`, what the
         intact model needs per byte of them, None where nothing was said.
     """
+    from babelscope.corpora.tokens import tokens_before
     from babelscope.editing.continuation import continued
     from babelscope.evaluation.likelihood import likelihood
 
     with way():
         texts = continued(model, tokenizer, prompts, new_tokens)
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    context = 0 if tokenizer.bos_token_id is not None else 1  # tokens that only others are predicted from
+    context = 0 if tokens_before(tokenizer) else 1  # tokens that only others are predicted from
     longer = [text for text, each in zip(texts, ids, strict=True) if len(each) > context]
     return {
         "texts": texts,
