@@ -11,7 +11,7 @@ TEST_ARGS  ?= -n 2
 BENCHMARKS ?= $(addprefix benchmarks/,detect.py ways.py sweep.py edits.py lens.py tune.py processes.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check lint format-check types imports format bench demo docs clean
+.PHONY: help setup test check lint format-check types imports format bench fuzz demo docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: setup  ## mend what ruff can mend, then format
 
 bench: setup  ## time and memory beside a plain forward pass
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+fuzz: setup  ## 10,000 random files and answers: no traceback, no hang, bounded memory (about 10 minutes)
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -W ignore tests/fuzz.py --files 10000
 
 demo: setup  ## the quick study of the embedded model, offline; it ends with the path of the report
 	HF_HUB_OFFLINE=1 $(BIN)/babelscope demo --out runs/demo

@@ -63,6 +63,13 @@ def test_utf_8_is_never_taken_for_anything_else(tmp_path: Path, code: str) -> No
         assert read_text(written(tmp_path / "x.txt", text)) == text.removeprefix("\ufeff")
 
 
+@pytest.mark.parametrize("code", TEXTS)
+def test_a_damaged_character_is_not_another_encoding(tmp_path: Path, code: str) -> None:
+    """Only where it is damaged is told, for the text is UTF-8."""
+    path = written(tmp_path / "x.txt", (TEXTS[code] * 3).encode() + b"\xff\xfe\n")
+    assert f"line 7, byte offset {len((TEXTS[code] * 3).encode())}: 0xff isn't UTF-8" in error_of(path)
+
+
 @pytest.mark.parametrize(
     ("code", "encoding", "name"),
     [("ru", "cp1251", "CP1251"), ("zh", "gb18030", "GB18030"), ("ja", "cp932", "CP932"), ("th", "cp874", "CP874"),

@@ -175,11 +175,9 @@ def _wide_encoding(head: bytes) -> str:
 
 
 def _is_utf8(head: bytes) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
+    """Whether it is UTF-8, perhaps with a few damaged characters."""
+    text = head.decode("utf-8", "replace")
+    return text.count("\ufffd") * 20 <= len(text) + 20
 
 
 def _is_east_asian(head: bytes, encoding: str) -> bool:

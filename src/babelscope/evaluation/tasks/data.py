@@ -101,11 +101,15 @@ def _question(asked: Mapping[str, Any], context: str) -> Row:
             f"question {asked['id']} has no answer: no score of it is defined. Give files of SQuAD 1.1's kind, as "
             "XQuAD's are: in SQuAD 2.0 some questions have none."
         )
+    references = [answer["text"] for answer in answers]
+    for text in (context, asked["question"], *references):
+        if not isinstance(text, str):
+            raise DataError(f"question {asked['id']}: wanted texts, found a {type(text).__name__}. Leave it out.")
     return {
         "id": asked["id"],
         "context": context,
         "question": asked["question"],
-        "references": [answer["text"] for answer in answers],
+        "references": references,
         "starts": [answer["answer_start"] for answer in answers],
     }
 
@@ -123,13 +127,16 @@ def _choice(row: Mapping[str, Any], where: object) -> Row:
                 {"label": label, "text": text} for label, text in zip(choices["label"], choices["text"], strict=True)
             ]
         labels = [choice["label"] for choice in choices]
-        if not all(choice["text"].strip() for choice in choices):
+        texts = [choice["text"] for choice in choices]
+        if not all(isinstance(text, str) for text in (stem, *labels, *texts)):
+            raise TypeError("a question, label or choice that is no text")
+        if not all(text.strip() for text in texts):
             raise ValueError("a choice without text")
         return {
             "id": row["id"],
             "question": stem,
             "labels": labels,
-            "choices": [choice["text"] for choice in choices],
+            "choices": texts,
             "gold": labels.index(key),
         }
     except (KeyError, TypeError, ValueError) as error:
