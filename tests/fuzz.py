@@ -43,7 +43,8 @@ MEMORY = 768
 LANGUAGES = ("en", "de", "fr", "zh", "es", "ru", "vi", "th", "ar", "sw")
 NASTY = (
     b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r", b"\n", b"\xe2\x80\xa8", b"\xc2\x85", b"\x0c",
-    b"[" * 3000, b"{" * 3000, b'"\\ud83d"', b"9" * 5000, b"1e999", b"NaN", b"null", b"\xf4\x90\x80\x80", b"a" * 100_000, b"\t", b'"',
+    b"[" * 3000, b"{" * 3000, b'"\\ud83d"', b"9" * 5000, b"1e999", b"NaN", b"null", b"\xf4\x90\x80\x80", b"a" * 100_000,
+    b"\t", b'"',
     b"]", b"}", b",", b": ", b"- ", b"&a [*a]", b"!!python/object:os.system", b"-1", b"true", b"1.5", b"[]", b"{}",
 )  # fmt: skip
 QUESTION = {"stem": "Où ?", "choices": [{"label": "A", "text": "ici"}, {"label": "B", "text": "là"}]}
@@ -121,8 +122,8 @@ def of_another_type(draw: random.Random, content: bytes) -> bytes:
 
 def answer(draw: random.Random) -> str:
     """Random Unicode, with the marks of numbers and choices among it."""
-    marks = ("####", "\\boxed{", "}", "$", "**", " ", "\n", "1", "٣", "，", "1/0", "10^", "e9999", "½", "万", "A", "(B)",
-             "Ｂ", "-", ".", "\\frac{1}{0}", "9" * 400, "\u200f", "\ud800", "٬", "Réponse : ")  # fmt: skip
+    marks = ("####", "\\boxed{", "}", "$", "**", " ", "\n", "1", "٣", "，", "1/0", "10^", "e9999", "½", "万", "A",
+             "(B)", "Ｂ", "-", ".", "\\frac{1}{0}", "9" * 400, "\u200f", "\ud800", "٬", "Réponse : ")  # fmt: skip
     return "".join(
         draw.choice(marks) if draw.random() < 0.6 else chr(draw.randrange(0x110000)) for _ in range(draw.randrange(60))
     )
