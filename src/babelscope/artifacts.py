@@ -55,6 +55,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+CHECKSUM = "checksum"
+"""The field of a header that tells a file from a damaged one."""
+
+
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Writes tensors and a header to one safetensors file, atomically.
 
@@ -66,7 +70,8 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], header: 
     """
     from safetensors.torch import save_file
 
-    text = json.dumps({"schema": SCHEMA, "kind": kind, **header}, ensure_ascii=False)
+    content = json.loads(json.dumps({"schema": SCHEMA, "kind": kind, **header}))  # as it will be read
+    text = json.dumps({**content, CHECKSUM: _checksum(tensors, content)}, ensure_ascii=False)
     with _replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={_HEADER: text})
 
@@ -112,7 +117,21 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     header = read_header(path)
     if header["kind"] != kind:
         raise DataError(f"{path}: wanted a file of kind {kind!r}, found {header['kind']!r}. Give the other file.")
-    return load_file(path), header
+    tensors, checksum = load_file(path), header.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(tensors, header):  # files of earlier versions have none
+        raise DataError(f"{path}: the file has changed since it was written: its checksum is wrong. Make it again.")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """A hash of everything that a file holds."""
+    import torch
+
+    total = hashlib.blake2b(json.dumps(header, sort_keys=True, ensure_ascii=False).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def digest(content: Any) -> str:

@@ -114,6 +114,7 @@ def _rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Ten
         header = json.loads(file.metadata()["babelscope"])
     tensors = load_file(path)
     change(header, tensors)
+    header.pop("checksum", None)  # as in a file of an earlier version
     save_file(tensors, path, metadata={"babelscope": json.dumps(header)})
 
 

@@ -168,6 +168,9 @@ class Atlas:
             model, settings, corpora = header["model"], header["settings"], header["corpora"]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: the atlas's header is damaged ({error!r}). Detect again.") from None
+        broken = sorted(name for name, each in tensors.items() if each.is_floating_point() and bool(each.isnan().any()))
+        if broken:
+            raise DataError(f"{file}: {broken[0]} holds NaN, which no detection writes. Detect again.")
         statistics = {name: Statistics.from_tensors(layout, tensors, name, file) for name in names}
         return cls(statistics, model, settings, corpora)
 

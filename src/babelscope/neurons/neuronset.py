@@ -357,6 +357,7 @@ class NeuronSet:
             ProvenanceError: the set belongs to another model.
         """
         tensors, header = read_tensors(Path(path), KIND)
+        names = set(tensors)
         try:
             widths = {str(slot): tuple(int(w) for w in layers) for slot, layers in header["widths"].items()}
             provenance = dict(header["provenance"])
@@ -379,9 +380,19 @@ class NeuronSet:
                         f"{path}: slot {slot}, layer {layer}: wanted sorted units within 0..{widths[slot][layer] - 1}, "
                         "each with a score; the file is damaged. Make it again."
                     )
+        infinite = [slot for slot, layers in scores.items() if any(bool(each.isinf().any()) for each in layers)]
+        if infinite:
+            raise DataError(f"{path}: slot {infinite[0]} has scores that are infinite. Make the file again.")
         unknown = sorted(set(widths) - set(SLOTS))
         if unknown:
             raise DataError(f"{path}: unknown slots {unknown}. It was written by another version; make it again.")
+        known = {f"{slot}.{layer}.{part}" for slot, layers in widths.items() for layer in range(len(layers))
+                 for part in ("index", "score")}  # fmt: skip
+        if names - known:
+            raise DataError(
+                f"{path}: found neurons of a slot or a layer that the model of the file does not have: "
+                f"{', '.join(sorted(names - known)[:4])}. Correct the file, or make it again."
+            )
         found = cls(widths, indices, scores, provenance)
         if model is not None:
             found.check(model, force=force)
