@@ -21,7 +21,10 @@ NEURONS = "neuron files that babelscope select wrote, a folder of them, or a run
 
 def _model(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument(
-        "model", nargs=nargs, metavar="MODEL", help="a folder, a name on the Hugging Face Hub, or tinybabel"
+        "model",
+        nargs=nargs,
+        metavar="MODEL",
+        help="a folder, a GGUF file, a name on the Hugging Face Hub, or tinybabel",
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from babelscope.errors import ConfigError, DataError, MissingDependencyError
 from babelscope.models import parallel
 from babelscope.models.complete import check_loaded
+from babelscope.models.gguf import QUANTIZATION, gguf_file, quantization_type
 from babelscope.models.named import MODELS, model_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,6 +34,8 @@ class ModelIdentity:
     model_type: str
     fingerprint: str
     """Of the weights; see `fingerprint`."""
+    quantization: str | None = None
+    """Quantization type of the GGUF file that the weights come from, such as Q4_K_M; else None."""
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelIdentity:
@@ -43,11 +46,12 @@ class ModelIdentity:
             revision=getattr(config, "_commit_hash", None),
             model_type=str(getattr(config, "model_type", "")),
             fingerprint=fingerprint(model),
+            quantization=getattr(config, QUANTIZATION, None),
         )
 
     def as_json(self) -> dict[str, Any]:
-        """For a file's header."""
-        return asdict(self)
+        """For a file's header; the quantization only where there is one."""
+        return {key: value for key, value in asdict(self).items() if key != "quantization" or value is not None}
 
 
 def load_model(
@@ -66,7 +70,8 @@ def load_model(
     """Loads a causal language model and its tokenizer, ready for observation.
 
     Args:
-        name: a folder, a name on the Hugging Face Hub, or `tinybabel`, the model that comes with the package.
+        name: a folder, a GGUF file or a folder that holds one, a name on the Hugging Face Hub, or `tinybabel`, the
+            model that comes with the package. Weights of a GGUF file are dequantised.
         dtype: "auto" (as saved), or a torch dtype or its name ("bfloat16").
         device_map: passed on; "auto" needs accelerate.
         quantization_config: passed on.
@@ -85,14 +90,19 @@ def load_model(
             configuration asks for (missing, unexpected, of another shape, all zero).
         ConfigError: an adapter in the folder that is not asked for, or asked for and not there; an unknown dtype, a GPU
             that is not there, or tensor_parallel in a single process.
-        MissingDependencyError: device_map without accelerate.
+        MissingDependencyError: device_map without accelerate, or a GGUF file without gguf.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wanted = _dtype(dtype)
     folder = model_folder(name)
-    if folder.is_dir():
+    file = gguf_file(folder)
+    if file is not None:
+        options["gguf_file"] = file.name
+        quantization = quantization_type(file)
+        folder = file.parent
+    elif folder.is_dir():
         _decide_adapter(folder, adapter)
         if not adapter and not (folder / "config.json").is_file():
             raise DataError(
@@ -107,6 +117,12 @@ def load_model(
         _need_accelerate()
         _need_device(device_map)
         options["device_map"] = device_map
+    if file is not None:
+        if quantization_config is not None:
+            raise ConfigError(f"{file} is a GGUF file, whose weights are dequantised. Leave quantization_config out.")
+        from transformers import GgufConfig
+
+        quantization_config = GgufConfig(dequantize=True)  # else linear layers would stay packed
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if tensor_parallel:
@@ -119,7 +135,7 @@ def load_model(
             )
         options["distributed_config"] = DistributedConfig(tp_plan="auto")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(source, **common, gguf_file=options.get("gguf_file"))
         if strip_prefix is not None:
             options["key_mapping"] = {f"^{re.escape(strip_prefix)}": ""}
         options.setdefault("ignore_mismatched_sizes", True)  # they are named below, and refused
@@ -135,6 +151,9 @@ def load_model(
         ) from error
     if not adapter:  # PEFT tells of its own tensors
         check_loaded(source, model, info)
+    if file is not None:
+        model.config.name_or_path = str(file)
+        setattr(model.config, QUANTIZATION, quantization)
     model.eval()
     return model, tokenizer
 

@@ -10,6 +10,7 @@ from typing import Any
 from babelscope.artifacts import digest
 from babelscope.corpora.sources import open_corpus
 from babelscope.errors import DataError
+from babelscope.models.gguf import gguf_file
 from babelscope.models.named import model_folder
 from babelscope.report.results import VERSION
 from babelscope.stages.contract import STAGES
@@ -72,6 +73,9 @@ def text_identities(study: Study, stages: list[str]) -> dict[str, dict[str, dict
 def model_identity(spec: Model) -> str:
     """What tells a model from another without loading it: its files' sizes and ends; for a Hub name, the revision."""
     folder = model_folder(spec.name)
+    file = gguf_file(folder)
+    if file is not None:
+        return _ends([file])
     if not folder.is_dir():
         return f"{spec.name}@{spec.revision or 'main'}"
     return _ends(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model"))
