@@ -14,6 +14,7 @@ from babelscope import load_model
 from babelscope.errors import DataError, MissingDependencyError
 from babelscope.models.load import ModelIdentity, fingerprint
 from babelscope.stages.study import Model
+from babelscope.study.config import contradictions, study_of
 from babelscope.study.keys import model_identity
 from tiny import VOCABULARY, tiny_model
 
@@ -157,3 +158,12 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingDependencyError, match=r"babelscope\[gguf\]"):
         load_model(tmp_path / "whole.gguf")
+
+
+def test_a_study_takes_a_file(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    corpora = {"detect": "tinybabel:{}", "held_out": "tinybabel:{}:test"}
+    asked = {"models": [str(file)], "languages": ["en", "fr"], "corpora": corpora, "stages": ["lens"]}
+    assert list(contradictions(study_of(asked))) == []
+    missing = study_of({**asked, "models": [str(tmp_path / "other.gguf")]})
+    assert [problem.found for problem in contradictions(missing)] == [f"no folder {tmp_path / 'other.gguf'}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from babelscope.errors import ConfigError, did_you_mean
+from babelscope.models.gguf import SUFFIX
 from babelscope.options import Options, Refused, defaults_of, fields_of, help_of, written
 from babelscope.stages.asking import check_task
 from babelscope.stages.contract import STAGES
@@ -80,7 +81,8 @@ def contradictions(study: Study) -> Iterator[Refused]:
     codes = ", ".join(study.languages)
     for model in study.models:
         Size.of(model)  # refuses a folder whose files can't be read
-        if model.name.startswith(("/", "~", ".")) and not Path(model.name).expanduser().is_dir():
+        path = Path(model.name).expanduser()
+        if model.name.startswith(("/", "~", ".")) and not (path.is_dir() or (path.suffix == SUFFIX and path.is_file())):
             remedy = "Correct the path, or give a Hub name."
             yield Refused("models", "a model's folder", f"no folder {model.name}", remedy)
     if study.english not in study.languages:
