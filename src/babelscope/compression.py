@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,14 @@ def optional(module: str, extra: str, purpose: str) -> Any:
             f"{purpose} needs the package {package}, which can't be imported ({error}); install it:\n"
             f'pip install "babelscope[{extra}]"'
         ) from error
+
+
+def path_of(text: str) -> Path:
+    """The path that a user wrote, `~` expanded; DataError for what no file system can hold as one."""
+    parts = [part.encode("utf-8", "surrogatepass") for part in text.split("/")]
+    if "\0" in text or "\n" in text or max(map(len, parts)) > 255 or sum(map(len, parts)) + len(parts) > 4000:
+        raise DataError(f"{text[:40]!r}... is a text, wanted a path; give the path of a file or folder")
+    return Path(os.path.expanduser(text))  # as a method it fails for a user that there isn't
 
 
 def formats(path: Path) -> tuple[str, str]:

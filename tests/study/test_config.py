@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -249,6 +250,13 @@ def test_a_broken_model_folder_is_refused_before_any_work(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(BabelscopeError, match=r"config\.json: not JSON"):
         load(tmp_path, GOOD.replace("[tinybabel]", f"[{tmp_path / 'model'}]"))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "~nobody-of-this-name/x", "a\0b", "a\nb", "\ud800"])
+def test_what_can_be_no_path_is_refused(tmp_path, name):
+    for text in (f"extends: {json.dumps(name)}\n", GOOD.replace("[tinybabel]", json.dumps(["/" + name]))):
+        with pytest.raises(BabelscopeError):
+            load(tmp_path, text)
 
 
 def test_the_good_file_is_good(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from babelscope.compression import path_of
 from babelscope.errors import DataError
 from babelscope.plugins import Registry
 
@@ -17,9 +18,9 @@ def model_folder(name: str | Path) -> Path:
     A folder comes before a registered model of the same name.
 
     Raises:
-        DataError: the folder of a registered model is missing.
+        DataError: no path at all, or the folder of a registered model is missing.
     """
-    folder = Path(name).expanduser()
+    folder = path_of(str(name))
     if folder.is_dir() or str(name) not in MODELS:
         return folder
     registered = Path(MODELS[str(name)])

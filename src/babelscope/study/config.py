@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from babelscope.compression import path_of
 from babelscope.errors import ConfigError, did_you_mean
 from babelscope.models.gguf import SUFFIX
 from babelscope.options import Options, Refused, defaults_of, fields_of, help_of, written
@@ -81,7 +82,7 @@ def contradictions(study: Study) -> Iterator[Refused]:
     codes = ", ".join(study.languages)
     for model in study.models:
         Size.of(model)  # refuses a folder whose files can't be read
-        path = Path(model.name).expanduser()
+        path = path_of(model.name)
         if model.name.startswith(("/", "~", ".")) and not (path.is_dir() or (path.suffix == SUFFIX and path.is_file())):
             remedy = "Correct the path, or give a Hub name."
             yield Refused("models", "a model's folder", f"no folder {model.name}", remedy)
@@ -157,7 +158,7 @@ def _texts(study: Study, codes: str) -> Iterator[Refused]:
 def _read(source: str, above: tuple[str, ...]) -> YamlFile:
     if source in above:
         raise ConfigError(f"{above[-1]}: wanted a study that ends somewhere, found itself. Drop extends.")
-    path = PRESETS / f"{source}.yaml" if source in presets() else Path(source).expanduser()
+    path = PRESETS / f"{source}.yaml" if source in presets() else path_of(source)
     if not path.is_file():
         raise ConfigError(
             f"wanted a study file or the name of a preset, found {source!r}. {did_you_mean(source, presets())} "
@@ -167,7 +168,7 @@ def _read(source: str, above: tuple[str, ...]) -> YamlFile:
     if "extends" not in file.content:
         return file
     parent = file.content.pop("extends")
-    if parent not in presets() and not (isinstance(parent, str) and Path(parent).expanduser().is_file()):
+    if parent not in presets() and not (isinstance(parent, str) and path_of(parent).is_file()):
         remedy = did_you_mean(str(parent), presets())
         file.refuse("extends", "the name of a preset or a file", repr(parent), remedy)
     return file.over(_read(parent, (*above, source)))
