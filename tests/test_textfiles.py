@@ -99,6 +99,15 @@ def test_half_characters_become_a_replacement() -> None:
     assert list(lines(io.BytesIO(b"one \xed\xa0\xbd\ntwo\n"), "x")) == ["one \ufffd", "two"]
 
 
+def test_half_a_character_in_a_benchmark_file_does_not_end_a_run(tmp_path: Path) -> None:
+    question = {"stem": "? \ud83d", "choices": [{"label": "A", "text": "x \udc00"}]}
+    rows = read_csqa(written(tmp_path / "x.jsonl", json.dumps({"id": "1", "question": question, "answerKey": "A"})))
+    assert (rows[0]["question"], rows[0]["choices"]) == ("? \ufffd", ["x \ufffd"])
+    squad = {"data": [{"paragraphs": [{"context": "c \ud83d", "qas": [
+        {"id": "q", "question": "?", "answers": [{"text": "c", "answer_start": 0}]}]}]}]}  # fmt: skip
+    assert read_squad(written(tmp_path / "x.json", json.dumps(squad)))[0]["context"] == "c \ufffd"
+
+
 # Lines
 
 INSIDE = ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\x1d", "\x1e", "\r"]

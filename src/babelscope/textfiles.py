@@ -106,6 +106,17 @@ def valid(text: str) -> str:
     return text
 
 
+def valid_strings(value: Any) -> Any:
+    """A JSON value with `valid` text in it."""
+    if isinstance(value, str):
+        return valid(value)
+    if isinstance(value, list):
+        return [valid_strings(item) for item in value]
+    if isinstance(value, dict):
+        return {valid(name): valid_strings(item) for name, item in value.items()}
+    return value
+
+
 def _begun(stream: BinaryIO, name: str) -> tuple[io.BufferedReader, bytes]:
     """A stream that can be looked ahead in, and its first bytes; DataError if they are no UTF-8 text."""
     reader = cast(io.BufferedReader, stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream)))

@@ -15,7 +15,7 @@ from typing import Any
 from babelscope.compression import opened
 from babelscope.errors import DataError, MissingDependencyError
 from babelscope.evaluation.numbers import last_number
-from babelscope.textfiles import json_rows, parse_json, read_text
+from babelscope.textfiles import json_rows, parse_json, read_text, valid_strings
 from babelscope.tinybabel import tasks as tinybabel
 from babelscope.tinybabel.grammar import LANGUAGES
 
@@ -85,7 +85,7 @@ def read_squad(path: Path) -> Rows:
     try:
         paragraphs = [
             paragraph
-            for article in parse_json(read_text(path), str(path))["data"]
+            for article in valid_strings(parse_json(read_text(path), str(path)))["data"]
             for paragraph in article["paragraphs"]
         ]
         rows = [_question(asked, paragraph["context"]) for paragraph in paragraphs for asked in paragraph["qas"]]
@@ -245,7 +245,7 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
             if row is not None and not isinstance(row, Mapping):
                 raise DataError(f"{where}: wanted an object, found a JSON {type(row).__name__}.")
             if row is not None:
-                yield row
+                yield valid_strings(row)
 
 
 def _some(rows: Iterable[Row], path: Path) -> Rows:
