@@ -136,7 +136,7 @@ def read_file(number: int, folder: Path) -> str:
     content = mutated(draw, good())
     if kind in ("text", "rows", "array") and draw.random() < 0.2:
         name += ".gz"
-        content = gzip.compress(content)
+        content = gzip.compress(content, mtime=0)
         content = mutated(draw, content) if draw.random() < 0.5 else content
     (folder / "a").mkdir(exist_ok=True)
     path = folder / "a" / name
