@@ -86,7 +86,12 @@ def test_the_advice_names_the_encoding(tmp_path: Path, code: str, encoding: str,
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(gzip.compress(b"one\n", mtime=0), "gzip"), (b"PAR1\0\0", "Parquet"), (b"PK\x03\x04abc", "zip"), (b"%PDF-1.4\n", "PDF")],
+    [
+        (gzip.compress(b"one\n", mtime=0), "gzip"),
+        (b"PAR1\0\0", "Parquet"),
+        (b"PK\x03\x04abc", "zip"),
+        (b"%PDF-1.4\n", "PDF"),
+    ],
 )
 def test_a_file_that_is_no_text_says_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
     assert f"it is a {kind} file" in error_of(written(tmp_path / "x.txt", content))
