@@ -150,7 +150,7 @@ def test_another_number_of_processes_goes_on_with_the_finished_languages(alone: 
 
 
 def test_each_process_tokenises_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = batching._document_tokenizer
+    original = batching.document_tokenizer
 
     def counting(*args: Any) -> Any:
         tokenize, file = original(*args), tmp_path / f"tokenised-{os.environ['RANK']}.txt"
@@ -162,7 +162,7 @@ def test_each_process_tokenises_its_share(tmp_path: Path, monkeypatch: pytest.Mo
 
         return counted
 
-    monkeypatch.setattr(batching, "_document_tokenizer", counting)
+    monkeypatch.setattr(batching, "document_tokenizer", counting)
     start(2, tmp_path / "run", corpora={"fr": make_texts("fr", 13)})
     tokenised = [[int(line) for line in (tmp_path / f"tokenised-{rank}.txt").open()] for rank in range(2)]
     assert sorted(tokenised[0] + tokenised[1]) == list(range(13))
